@@ -1,0 +1,1 @@
+"""Hydra presets: one YAML per method under `prefix/`."""

@@ -1,0 +1,37 @@
+"""Errors that users of the plugin meet. All are picklable, so that Ray can carry them to the driver."""
+
+from __future__ import annotations
+
+
+class PrefixError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class PrefixConfigError(PrefixError, ValueError):
+    """A configuration value that cannot work.
+
+    Usual causes: a typo in an override, a preset combined with a trainer mode or data file it does not
+    support. The message names the key, the value and the mend.
+    """
+
+    def __init__(self, key: str, value: object, mend: str):
+        self.key, self.value, self.mend = key, value, mend
+        super().__init__(key, value, mend)
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value!r}: {self.mend}"
+
+
+class DemonstrationError(PrefixError, ValueError):
+    """A data file whose demonstrations cannot be used.
+
+    Usual causes: the demonstration column is missing, holds something other than a list of strings, or every
+    demonstration is longer than the response limit. The message names the file, the row and the mend.
+    """
+
+
+class UpstreamMismatchError(PrefixError, ImportError):
+    """The installed verl, vLLM or TransferQueue lacks a name that this plugin builds on.
+
+    Usual cause: a version other than the supported one (see README, "Known limits").
+    """

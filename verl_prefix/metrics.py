@@ -1,0 +1,171 @@
+"""The plugin's metrics: prefixed against on-policy rollouts, one line each in `DESCRIPTIONS` (`docs/metrics.md`).
+
+verl aggregates metrics by substrings of their names (max, min, sum, total, mean, ...; see `MetricsAggregator`), so a
+name contains one of those only where it means it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+CORRELATION = "training/rollout_actor_probs_pearson_corr"
+
+#: what is measured on prefixed and on on-policy rollouts alike, suffix -> meaning
+_SIDES = {
+    "reward": "mean reward of the rollouts",
+    "advantage": "mean advantage over the tokens the policy generated",
+    "entropy": "mean old-policy entropy over the tokens the policy generated, in nats",
+    "response_len": "mean response length in tokens, prefix included",
+    "truncated": "share of rollouts that hit the response limit without an EOS",
+    "clipfrac": "share of tokens on which the PPO clip was active (prefix tokens / the policy's own tokens)",
+}
+
+DESCRIPTIONS: dict[str, str] = {
+    "prefix/rollout_share": "share of the batch's rollouts that have a prefix",
+    "prefix/token_share": "share of the batch's response tokens that are prefix tokens",
+    "prefix/low": "lower bound low_t of the prefix ratio at this step, mean over prefixed rollouts",
+    "prefix/high": "upper bound of the prefix ratio",
+    "prefix/ratio/mean": "mean ratio of prefix length to demonstration length",
+    "prefix/len/mean": "mean prefix length in tokens",
+    "prefix/len/max": "longest prefix in tokens",
+    "prefix/len/min": "shortest prefix in tokens",
+    "prefix/prefix_advantage": "mean advantage over prefix tokens, after the entropy clip",
+    "prefix/prefix_entropy": "mean old-policy entropy over prefix tokens, in nats",
+    "prefix/entropy_clip_kept": "share of prefix tokens that the entropy clip lets keep their advantage",
+    "prefix/updated_share": "share of prefix tokens whose advantage is not 0",
+    "prefix/groups_without_signal": "share of groups in which every rollout got the same reward",
+    "prefix/evicted_groups": "groups of the batch of which no rollout came back",
+    "prefix/missing_rollouts": "rollouts of the batch that failed and did not come back",
+    **{f"prefixed/{name}": f"{text}; prefixed rollouts" for name, text in _SIDES.items()},
+    **{f"on_policy/{name}": f"{text}; rollouts without a prefix" for name, text in _SIDES.items()},
+}
+
+
+def prefix_metrics(
+    *,
+    reward: torch.Tensor,
+    advantages: torch.Tensor,
+    entropy: torch.Tensor,
+    response_mask: torch.Tensor,
+    response_len: torch.Tensor,
+    group: np.ndarray,
+    rows: dict[str, Any],
+    expected_groups: int,
+    rollouts_per_group: int,
+    step_metrics: dict[str, Any],
+) -> dict[str, float]:
+    """Metrics of one training batch.
+
+    Args:
+        reward, response_len, group: (B,). advantages, entropy, response_mask: (B, T).
+        rows: per-row columns (B,) `prefix_len`, `real`, `low`, `high`, `ratio`, `demo_len`, `hit_limit`; `clip_kept`, one entry
+            per prefix token.
+        expected_groups, rollouts_per_group: what the step asked for.
+        step_metrics: this step's metrics so far; the loss's clip counts are taken out of it and turned into shares.
+
+    Returns:
+        name -> value. A measure of an empty set of rows or tokens is left out rather than made up.
+    """
+    real = rows["real"]
+    prefix_len = rows["prefix_len"]
+    prefixed = real & (prefix_len > 0)
+    on_policy = real & (prefix_len == 0)
+    valid = response_mask.bool() & real[:, None]
+    positions = torch.arange(response_mask.shape[1])
+    # A frozen prefix is outside the response mask, but still part of the response.
+    in_prefix = (positions < prefix_len[:, None]) & (positions < response_len[:, None]) & real[:, None]
+    own = valid & ~in_prefix
+
+    out: dict[str, float] = {}
+
+    def put(name: str, values: torch.Tensor, reduce=torch.mean) -> None:
+        if values.numel():
+            out[name] = float(reduce(values.double()))
+
+    put("prefix/rollout_share", prefixed[real])
+    put("prefix/token_share", in_prefix[valid | in_prefix])
+    for name in ("low", "high"):
+        put(f"prefix/{name}", rows[name][prefixed])
+    put("prefix/ratio/mean", rows["ratio"][prefixed])
+    for name, reduce in (("mean", torch.mean), ("max", torch.max), ("min", torch.min)):
+        put(f"prefix/len/{name}", prefix_len[prefixed], reduce)
+    put("prefix/prefix_advantage", advantages[in_prefix])
+    put("prefix/prefix_entropy", entropy[in_prefix])
+    put("prefix/entropy_clip_kept", rows["clip_kept"])
+    put("prefix/updated_share", advantages[in_prefix] != 0)
+    for side, chosen in (("prefixed", prefixed), ("on_policy", on_policy)):
+        put(f"{side}/reward", reward[chosen])
+        put(f"{side}/response_len", response_len[chosen])
+        put(f"{side}/truncated", rows["hit_limit"][chosen])
+        put(f"{side}/advantage", advantages[own & chosen[:, None]])
+        put(f"{side}/entropy", entropy[own & chosen[:, None]])
+
+    out.update(_clip_shares(step_metrics, float(in_prefix[valid].double().mean()) if valid.any() else 0.0))
+    out.update(_group_metrics(reward[real], group[real.numpy()], expected_groups, rollouts_per_group))
+    return out
+
+
+def _clip_shares(step_metrics: dict[str, Any], prefix_share: float) -> dict[str, float]:
+    """Shares among prefix tokens and among the policy's own, from the loss's counts per response token."""
+    shares = {}
+    for side, count, share in (
+        ("prefixed", "actor/prefix/clipped_prefix_tokens", prefix_share),
+        ("on_policy", "actor/prefix/clipped_policy_tokens", 1 - prefix_share),
+    ):
+        value = step_metrics.pop(count, None)
+        if value is not None and share > 0:
+            shares[f"{side}/clipfrac"] = float(value) / share
+    return shares
+
+
+def _group_metrics(
+    reward: torch.Tensor, group: np.ndarray, expected_groups: int, rollouts_per_group: int
+) -> dict[str, float]:
+    _, members = np.unique(group.astype(str), return_inverse=True)
+    count = int(members.max()) + 1 if len(members) else 0
+    highest, lowest = np.full(count, -np.inf), np.full(count, np.inf)
+    np.maximum.at(highest, members, reward.numpy())
+    np.minimum.at(lowest, members, reward.numpy())
+    out = {
+        "prefix/evicted_groups": float(max(expected_groups - count, 0)),
+        "prefix/missing_rollouts": float(max(expected_groups * rollouts_per_group - len(members), 0)),
+    }
+    if count:
+        out["prefix/groups_without_signal"] = float(np.mean(highest == lowest))
+    return out
+
+
+class CorrelationWatch:
+    """Warns when rollout and actor disagree on the probabilities of generated tokens.
+
+    Usual causes: weights did not reach the rollout engine, a tokenizer or template that differs between the two, or a
+    precision gap. Training runs on without a complaint otherwise.
+    """
+
+    def __init__(self, threshold: float, repeat_every: int = 50):
+        self.threshold, self.repeat_every = threshold, repeat_every
+        self._last_warned: int | None = None
+
+    def check(self, step_metrics: dict[str, Any], step: int) -> bool:
+        """True if this step's correlation is under the threshold (warns at most every `repeat_every` steps)."""
+        value = step_metrics.get(CORRELATION)
+        if value is None or not float(value) < self.threshold:
+            return False
+        if self._last_warned is None or step - self._last_warned >= self.repeat_every:
+            self._last_warned = step
+            message = (
+                f"[verl_prefix] step {step}: rollout and actor probabilities correlate at {float(value):.3f}, below "
+                f"prefix.monitor.min_probs_correlation={self.threshold}. The rollout engine does not sample from the "
+                "policy that is trained: check the weight synchronisation (tied embeddings on the CPU engine?), the "
+                "rollout's dtype and that both load the same tokenizer."
+            )
+            logger.warning(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return True

@@ -1,0 +1,60 @@
+"""Columns that the plugin adds to verl's rollout log (`trainer.rollout_data_dir`, one JSONL file per step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+PREFIXED, ON_POLICY, PADDING = "prefixed", "on_policy", "padding"
+
+
+def text_boundary(output: str, prefix: str) -> int:
+    """Characters of `output` that belong to the prefix.
+
+    `prefix` is the decoded prefix alone. A cut inside a multi-byte character decodes to a replacement mark there, so
+    the boundary is where the two texts part.
+    """
+    limit = min(len(output), len(prefix))
+    return next((i for i in range(limit) if output[i] != prefix[i]), limit)
+
+
+def columns(
+    *,
+    keys: Sequence[str],
+    rows: Sequence[int],
+    responses: Sequence[torch.Tensor],
+    row_index: Sequence[Any],
+    step_columns: dict[str, Any],
+    decode: Callable[[Any], str],
+) -> dict[str, list]:
+    """One list per added column, one entry per rollout.
+
+    `group` (the prompt's id in this step), `session`, `row_index` (the training row), `role` (prefixed, on_policy,
+    padding), `prefix_len` (tokens), `prefix_chars` (characters of `output`), `prefix_ids` (token ids; [] on on-policy
+    rollouts), `demo_index`, `demo_len` (tokens), `prefix_ratio`, `hit_limit` (no EOS within the response limit).
+    """
+    log: dict[str, list] = {
+        name: []
+        for name in (
+            "group session row_index role prefix_len prefix_chars prefix_ids demo_index demo_len prefix_ratio hit_limit"
+        ).split()
+    }
+    for key, row, response, index in zip(keys, rows, responses, row_index, strict=True):
+        uid, session, _ = key.rsplit("_", 2)
+        length = int(step_columns["prefix_len"][row])
+        prefix_ids = response[:length].tolist()
+        real = bool(step_columns["real"][row])
+        log["group"].append(uid)
+        log["session"].append(int(session))
+        log["row_index"].append(index)
+        log["role"].append((PREFIXED if length else ON_POLICY) if real else PADDING)
+        log["prefix_len"].append(length)
+        log["prefix_chars"].append(text_boundary(decode(response), decode(response[:length])) if length else 0)
+        log["prefix_ids"].append(prefix_ids)
+        log["demo_index"].append(int(step_columns["demo_index"][row]) if length else -1)
+        log["demo_len"].append(int(step_columns["demo_len"][row]) if length else 0)
+        log["prefix_ratio"].append(float(step_columns["ratio"][row]) if length else 0.0)
+        log["hit_limit"].append(bool(step_columns["hit_limit"][row]))
+    return log

@@ -1,0 +1,31 @@
+"""low_t, the lower bound of the prefix ratio, as a function of the training step (arXiv 2507.01679, Sec. 3.1)."""
+
+from __future__ import annotations
+
+import math
+
+from verl_prefix.config import ScheduleConfig
+
+
+def low_at(schedule: ScheduleConfig, step: int) -> float:
+    """low_t at training step `step`, a ratio of the demonstration in [0, 1].
+
+    Three phases: `warmup` steps on a line from `target` up to `initial`, `delay` steps at `initial`, then the way from
+    `initial` to `target` over `steps` steps, and `target` ever after (`kind=constant`: `initial` ever after). The
+    cosine is the paper's low_t = target + (1 + cos(pi t / steps)) / 2 * (initial - target), with t counted from the end
+    of `delay`.
+
+    Args:
+        schedule: shape and end points.
+        step: training step, from 0; a negative one counts as 0.
+    """
+    initial, target = schedule.initial, schedule.target
+    step = max(step, 0)
+    if step < schedule.warmup:
+        return target + (initial - target) * step / schedule.warmup
+    t = min(max(step - schedule.warmup - schedule.delay, 0), schedule.steps)
+    if t == 0 or schedule.kind == "constant":
+        return initial  # as written, free of rounding: low_t must not exceed `high` by one bit
+    if schedule.kind == "linear":
+        return target + (1 - t / schedule.steps) * (initial - target)
+    return target + 0.5 * (1 + math.cos(math.pi * t / schedule.steps)) * (initial - target)

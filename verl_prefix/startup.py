@@ -1,0 +1,210 @@
+"""The start-up check: everything that would fail or mislead later is refused on the driver, before Ray starts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import types
+import warnings
+
+import wrapt
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from verl_prefix import __version__, training_data
+from verl_prefix.config import PrefixConfig
+from verl_prefix.exceptions import PrefixConfigError
+
+TRAINER_MODE, AGENT_NAME, LOSS_MODE = "prefix_sync", "prefix_agent", "prefix_rft"
+
+
+def check_before_validation(config_module: types.ModuleType) -> None:
+    """Import hook: `main_ppo` validates its configuration once, on the driver, before Ray starts."""
+
+    def checked(wrapped, instance, args, kwargs):
+        result = wrapped(*args, **kwargs)
+        config = kwargs["config"] if "config" in kwargs else args[0]
+        if config.get("prefix") is not None:
+            for warning in check(config):
+                warnings.warn(f"[verl_prefix] {warning}", UserWarning, stacklevel=2)
+            print(banner(config), flush=True)
+        return result
+
+    wrapt.wrap_function_wrapper(config_module, "validate_config", checked)
+
+
+def check(config: DictConfig) -> list[str]:
+    """Refuse what cannot work; return one actionable warning for each thing that is supported but unwise.
+
+    Raises:
+        PrefixConfigError: names key, value and mend.
+        DemonstrationError: names file, row and mend.
+    """
+    if not isinstance(config.prefix, DictConfig):
+        raise PrefixConfigError(
+            "prefix",
+            config.prefix,
+            "the preset was not resolved: Hydra did not find the group `prefix`. Is verl_prefix installed in this "
+            "environment (`python -c 'import verl_prefix.plugin'`), and VERL_USE_EXTERNAL_PLUGINS not `none`?",
+        )
+    prefix = PrefixConfig.of(config.prefix)
+    warn = [*_check_trainer(config, prefix), *_check_lengths(config, prefix)]
+    if prefix.sampling.rollouts > 0:
+        warn += [*_check_method(config, prefix), *_check_model(config)]
+        warn += training_data.check(
+            prefix,
+            train_files=_files(config.data.train_files),
+            val_files=_files(config.data.val_files),
+            tokenizer=_tokenizer(config),
+            response_length=config.data.max_response_length,
+        )
+    return warn
+
+
+def banner(config: DictConfig) -> str:
+    """One line: versions, preset, what is registered, device."""
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("verl", "torch", "vllm", "ray"))
+    return (
+        f"[verl_prefix {__version__}] preset {config.prefix.preset} | {versions} | trainer {TRAINER_MODE}, "
+        f"agent loop {config.actor_rollout_ref.rollout.agent.default_agent_loop}, "
+        f"estimator {config.algorithm.adv_estimator}, loss {config.actor_rollout_ref.actor.policy_loss.loss_mode} | "
+        f"device {config.trainer.device} | python {sys.version.split()[0]}"
+    )
+
+
+def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
+    trainer, rollout = config.trainer, config.actor_rollout_ref.rollout
+    if not trainer.use_v1:
+        raise PrefixConfigError("trainer.use_v1", False, "the deprecated V0 trainer is not supported; leave it true.")
+    if trainer.v1.trainer_mode != TRAINER_MODE:
+        raise PrefixConfigError(
+            "trainer.v1.trainer_mode",
+            trainer.v1.trainer_mode,
+            f"this preset needs {TRAINER_MODE} (verl's synchronous trainer with prefixes); asynchronous modes are not "
+            "supported. Remove the override.",
+        )
+    if rollout.agent.default_agent_loop != AGENT_NAME:
+        raise PrefixConfigError(
+            "actor_rollout_ref.rollout.agent.default_agent_loop",
+            rollout.agent.default_agent_loop,
+            f"this preset needs {AGENT_NAME}. Remove the override.",
+        )
+    if rollout.multi_turn.enable:
+        raise PrefixConfigError(
+            "actor_rollout_ref.rollout.multi_turn.enable", True, "prefixes are single-turn; set it to false."
+        )
+    if OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
+        raise PrefixConfigError(
+            "algorithm.rollout_correction.bypass_mode",
+            True,
+            "takes the rollout engine's log-probabilities for the old policy's, and prefix tokens have none. Set it to "
+            "false.",
+        )
+    if prefix.sampling.rollouts > rollout.n:
+        raise PrefixConfigError(
+            "prefix.sampling.rollouts",
+            prefix.sampling.rollouts,
+            f"exceeds actor_rollout_ref.rollout.n={rollout.n}; lower it or raise n.",
+        )
+    warn = []
+    if rollout.n < 2:
+        warn.append(
+            "actor_rollout_ref.rollout.n=1: a group of one has no baseline and advantage 0; use n=8 as the paper."
+        )
+    if trainer.resume_mode != "disable" and "file" in list(trainer.logger) and "VERL_FILE_LOGGER_PATH" not in os.environ:
+        warn.append(
+            "the `file` logger overwrites its log on a resume; set VERL_FILE_LOGGER_PATH to a new file per segment."
+        )
+    return warn
+
+
+def _check_method(config: DictConfig, prefix: PrefixConfig) -> list[str]:
+    from verl_prefix.advantage import ESTIMATORS
+
+    algorithm, loss_mode = config.algorithm, config.actor_rollout_ref.actor.policy_loss.loss_mode
+    if algorithm.adv_estimator not in ESTIMATORS:
+        raise PrefixConfigError(
+            "algorithm.adv_estimator",
+            algorithm.adv_estimator,
+            f"knows no prefixes; choose one of {', '.join(ESTIMATORS)}, or set prefix.sampling.rollouts=0.",
+        )
+    if loss_mode != LOSS_MODE:
+        raise PrefixConfigError(
+            "actor_rollout_ref.actor.policy_loss.loss_mode", loss_mode, f"this preset needs {LOSS_MODE}."
+        )
+    warn = []
+    if algorithm.use_kl_in_reward:
+        warn.append(
+            "algorithm.use_kl_in_reward=True charges the policy for demonstration tokens too; prefer actor.use_kl_loss."
+        )
+    total = config.trainer.total_training_steps
+    schedule = prefix.schedule
+    end = schedule.warmup + schedule.delay + schedule.steps
+    if total is not None and schedule.kind != "constant" and end > 2 * total:
+        warn.append(
+            f"prefix.schedule.steps={schedule.steps}: the schedule ends at step {end}, the run at {total}; the prefixes "
+            f"stay long throughout. Set prefix.schedule.steps={total}."
+        )
+    return warn
+
+
+def _check_lengths(config: DictConfig, prefix: PrefixConfig) -> list[str]:
+    prompt, response = config.data.max_prompt_length, config.data.max_response_length
+    max_len = config.actor_rollout_ref.rollout.max_model_len
+    if max_len is not None and max_len < prompt + response:
+        raise PrefixConfigError(
+            "actor_rollout_ref.rollout.max_model_len",
+            max_len,
+            f"prompt and response need {prompt} + {response} tokens (data.max_prompt_length + max_response_length); "
+            f"set it to at least {prompt + response}.",
+        )
+    if prefix.sampling.min_prefix_len >= response:
+        raise PrefixConfigError(
+            "prefix.sampling.min_prefix_len",
+            prefix.sampling.min_prefix_len,
+            f"leaves no room for a continuation within data.max_response_length={response}.",
+        )
+    return []
+
+
+def _check_model(config: DictConfig) -> list[str]:
+    from transformers import AutoConfig
+
+    model = config.actor_rollout_ref.model
+    hf_config = AutoConfig.from_pretrained(
+        model.hf_config_path or model.path, trust_remote_code=model.trust_remote_code
+    )
+    if getattr(hf_config, "vision_config", None) is not None:
+        raise PrefixConfigError(
+            "actor_rollout_ref.model.path", model.path, "multimodal models are not supported; use a text model."
+        )
+    positions = getattr(hf_config, "max_position_embeddings", None)
+    override = OmegaConf.select(config, "actor_rollout_ref.model.override_config.max_position_embeddings")
+    needed = config.data.max_prompt_length + config.data.max_response_length
+    if positions is not None and max(positions, override or 0) < needed:
+        raise PrefixConfigError(
+            "data.max_response_length",
+            config.data.max_response_length,
+            f"prompt and response need {needed} positions, the model has {positions} (max_position_embeddings). Lower "
+            "the limits or extend the model's context (config.json: rope_theta, max_position_embeddings).",
+        )
+    return []
+
+
+def _files(value: str | list | ListConfig) -> list[str]:
+    files = [value] if isinstance(value, str) else list(value)
+    return [os.path.expanduser(file) for file in files]
+
+
+def _tokenizer(config: DictConfig):
+    from verl.utils import hf_tokenizer
+
+    model = config.actor_rollout_ref.model
+    return hf_tokenizer(model.tokenizer_path or model.path, trust_remote_code=model.trust_remote_code)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
