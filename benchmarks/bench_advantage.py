@@ -3,7 +3,7 @@
     python benchmarks/bench_advantage.py                    # 1024 x 8192, 1 row in 8 prefixed
     python benchmarks/bench_advantage.py --every 1 --json   # all rows prefixed: the most the clip ever has to do
 
-Two loops stand for comparison. `row loop`: one pass over the rows with a few tensor operations each, and one sort of all
+Two loops stand for comparison. `row loop`: one pass over the rows with a few tensor operations each, one sort of all
 prefix tokens. `token loop`: the same with Python numbers, a pass over the tokens of every row; it is measured on the
 first `--token-rows` rows and scaled by the number of rows. Both give what the vectorised code gives; this is checked.
 

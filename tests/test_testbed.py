@@ -338,7 +338,7 @@ def test_files_are_the_same_for_the_same_seed(data_dir, tmp_path):
 
 def test_response_loss_is_the_cross_entropy_of_the_response(built):
     model = base_model.new_model(built, seed=0)
-    ids_BT = base_model.Sequences(built, random.Random(0), ()).batch(3, 0.5, 0.0)
+    ids_BT = base_model.Sequences(built, random.Random(0), ()).batch(3, 0.5, 0.0, 0.0)
     labels_BT = ids_BT.clone()
     labels_BT[:, : -task.RESPONSE_TOKENS] = -100
     torch.testing.assert_close(base_model.response_loss(model, ids_BT), model(ids_BT, labels=labels_BT).loss)
@@ -351,7 +351,7 @@ def test_held_back_problems_are_never_shown(built):
         def __contains__(self, problem):
             return problem.operations[0] != "a"
 
-    ids_BT = base_model.Sequences(built, random.Random(0), AllButOne()).batch(20, 0.5, 0.0)
+    ids_BT = base_model.Sequences(built, random.Random(0), AllButOne()).batch(20, 0.5, 0.0, 0.0)
     assert set(ids_BT[:, 1].tolist()) == {ord(allowed.operations[0])}
 
 

@@ -54,7 +54,7 @@ def prefix_rft(
 
     Raises:
         PrefixConfigError: `config` cannot be read.
-        ValueError: `entropy` is NaN on a prefix token.
+        ValueError: `entropy` is NaN or infinite on a prefix token.
     """
     batch = _Batch.of(token_level_rewards, response_mask, index, prefix_len, config)
     advantage_B = batch.reward_B - _group_stats(batch.reward_B, batch.prompt_B, batch.real_B).mean_B
@@ -170,37 +170,26 @@ def entropy_clip_mask(
         global_step: training step.
 
     Raises:
-        ValueError: an entropy is NaN on a prefix token, which no rank can be given to.
+        ValueError: the entropy of a prefix token is NaN or infinite.
     """
-    keep_BT = prefix_mask_BT.logical_not()
-    row_R = prefix_mask_BT.any(dim=1).nonzero().squeeze(1)
     if config.keep == "all":
-        return torch.ones_like(keep_BT)
-    if row_R.numel() == 0:
+        return torch.ones_like(prefix_mask_BT)
+    keep_BT = prefix_mask_BT.logical_not()
+    rank_N = _ranks(entropy_BT, prefix_mask_BT, config.keep, seed, global_step)
+    n = rank_N.numel()
+    if n == 0:
         return keep_BT
-
-    # Plain rows take no part; everything below is at the size of the prefixed ones.
-    mask_RT = prefix_mask_BT[row_R]
-    count_R = _true_per_row(mask_RT)
-    rank_RT = _ranks(entropy_BT, row_R, mask_RT, config.keep, seed, global_step)
     if config.pool == "batch":
-        kept_R = _share_of(count_R.sum(), config.share)
-        threshold_R1 = _kth_largest(rank_RT, int(kept_R))
+        count_P = torch.tensor([n], device=rank_N.device)
+        chosen_N = _top(rank_N[None], _share_of(count_P, config.share))[0]
     else:
-        kept_R = _share_of(count_R, config.share)
-        threshold_R1 = _kth_largest_per_row(rank_RT, kept_R)[:, None]
-
-    chosen_RT = rank_RT > threshold_R1
-    tie_RT = (rank_RT == threshold_R1).logical_and_(mask_RT)  # what is not prefix ranks -inf and may tie too
-    del rank_RT
-    tie_count_R = _true_per_row(tie_RT)
-    if config.pool == "batch":
-        left = kept_R - _true_per_row(chosen_RT).sum()
-        quota_R = left - (tie_count_R.cumsum(0) - tie_count_R)  # what earlier rows leave to this one
-    else:
-        quota_R = kept_R - _true_per_row(chosen_RT)
-    keep_BT[row_R] = chosen_RT.logical_or_(_first_of_row(tie_RT, tie_count_R, quota_R)).logical_or_(~mask_RT)
-    return keep_BT
+        count_B = _true_per_row(prefix_mask_BT)
+        row_P = count_B.nonzero().squeeze(1)  # plain rows take no part
+        mask_PT = prefix_mask_BT[row_P]
+        rank_PT = _put(torch.full(mask_PT.shape, -torch.inf, dtype=rank_N.dtype, device=rank_N.device), mask_PT, rank_N)
+        del rank_N
+        chosen_N = _take(_top(rank_PT, _share_of(count_B[row_P], config.share)), mask_PT)
+    return _put(keep_BT, prefix_mask_BT, chosen_N)
 
 
 # --- reshaping --------------------------------------------------------------------------------------------------------
@@ -353,87 +342,91 @@ def _spread(
     batch: _Batch, continuation_B: Tensor, prefix_B: Tensor, entropy_BT: Tensor | None, global_step: int
 ) -> tuple[Tensor, Tensor]:
     """One advantage per row and kind of token -> (B, T), entropy-clipped; the same tensor twice, as verl wants it."""
+    continuation_B1, prefix_B1 = continuation_B[:, None].float(), prefix_B[:, None].float()
     prefixed_B = batch.real_B & (batch.prefix_len_B > 0)
-    part_RT, row_R = None, prefixed_B.nonzero().squeeze(1)
-    if row_R.numel():
-        prefix_BT = prefix_mask(batch.prefix_len_B, batch.response_BT)
-        clip = batch.config.entropy_clip
-        if entropy_BT is not None and clip.keep != "all":
-            live_BT = batch.response_BT & entropy_clip_mask(
-                entropy_BT, prefix_BT, clip, seed=batch.config.seed, global_step=global_step
-            )
-        else:
-            live_BT = batch.response_BT
-        # The prefixed rows come first, while the full-size result does not exist yet: this is what bounds the memory.
-        prefix_R1, continuation_R1 = prefix_B[row_R, None].float(), continuation_B[row_R, None].float()
-        part_RT = torch.where(prefix_BT[row_R], prefix_R1, continuation_R1).masked_fill_(~live_BT[row_R], 0.0)
-        del prefix_BT, live_BT
-    advantages_BT = torch.where(batch.response_BT, continuation_B[:, None].float(), 0.0)
-    if part_RT is not None:
-        advantages_BT[row_R] = part_RT
+    # Everything about prefixes is done on the prefixed rows alone; a slice, where it is all of them, copies nothing.
+    rows = slice(None) if prefixed_B.all() else prefixed_B.nonzero().squeeze(1)
+    response_RT = batch.response_BT[rows]
+    mask_RT = prefix_mask(batch.prefix_len_B[rows], response_RT)
+    # These come first, while the full-size result does not exist yet: this is what bounds the memory.
+    part_RT = torch.where(mask_RT, prefix_B1[rows], continuation_B1[rows]).masked_fill_(~response_RT, 0.0)
+    clip, seed = batch.config.entropy_clip, batch.config.seed
+    if entropy_BT is not None and clip.keep != "all":
+        keep_RT = entropy_clip_mask(
+            entropy_BT[rows].to(mask_RT.device), mask_RT, clip, seed=seed, global_step=global_step
+        )
+        part_RT.masked_fill_(~keep_RT, 0.0)
+    advantages_BT = torch.where(batch.response_BT, continuation_B1, 0.0)
+    advantages_BT[rows] = part_RT
     return advantages_BT, advantages_BT
 
 
-def _ranks(entropy_BT: Tensor, row_R: Tensor, mask_RT: Tensor, keep: str, seed: int, global_step: int) -> Tensor:
-    """(R, T) float, larger is kept first; -inf outside of the prefix."""
+def _ranks(entropy_BT: Tensor, prefix_mask_BT: Tensor, keep: str, seed: int, global_step: int) -> Tensor:
+    """(N,) float, one per prefix token in row order; larger is kept first."""
     if keep == "random":
-        word = random_word(Stream.ENTROPY_CLIP, seed, global_step)
-        draw_N = torch.rand(int(_true_per_row(mask_RT).sum()), generator=torch.Generator().manual_seed(word))
-        rank_RT = torch.full(mask_RT.shape, -torch.inf, device=mask_RT.device)
-        return rank_RT.masked_scatter_(mask_RT, draw_N.to(mask_RT.device))
-    rank_RT = entropy_BT.detach()[row_R]
-    rank_RT = rank_RT.to(mask_RT.device, torch.promote_types(rank_RT.dtype, torch.float32))
-    if keep == "bottom":
-        rank_RT.neg_()
-    rank_RT.masked_fill_(~mask_RT, -torch.inf)
-    if rank_RT.isnan().any():
+        rng = torch.Generator().manual_seed(random_word(Stream.ENTROPY_CLIP, seed, global_step))
+        return torch.rand(int(_true_per_row(prefix_mask_BT).sum()), generator=rng).to(prefix_mask_BT.device)
+    entropy_BT = entropy_BT.detach()
+    rank_N = _take(entropy_BT.to(torch.promote_types(entropy_BT.dtype, torch.float32)), prefix_mask_BT)
+    if rank_N.numel() and not all(extreme.isfinite() for extreme in rank_N.aminmax()):
         raise ValueError(
-            f"entropy is NaN on {int(rank_RT.isnan().sum())} prefix tokens, so the entropy clip cannot rank them. "
-            "Usual cause: logits of -inf or NaN; fix them, or set prefix.entropy_clip.keep=all."
+            f"entropy is not finite on {int((~rank_N.isfinite()).sum())} prefix tokens, so the entropy clip cannot "
+            "rank them. Usual cause: logits of -inf or NaN. Mend those, or set prefix.entropy_clip.keep=all."
         )
-    return rank_RT
+    return rank_N.neg_() if keep == "bottom" else rank_N
 
 
-def _kth_largest(rank_RT: Tensor, k: int) -> Tensor:
-    """The k-th largest of all, a scalar; +inf for k = 0."""
-    if k == 0:
-        return rank_RT.new_tensor(torch.inf)
-    flat = rank_RT.reshape(-1)
-    if rank_RT.device.type != "cpu":
-        return flat.kthvalue(flat.numel() - k + 1).values
-    values = flat.numpy().copy()  # NumPy selects in place; kthvalue on the CPU adds an int64 index per element
-    values.partition(values.size - k)
-    return rank_RT.new_tensor(values[values.size - k])
+def _top(rank_PN: Tensor, k_P: Tensor) -> Tensor:
+    """(P, N) bool: the k_P largest of each row, at equal rank the first ones. -inf is never chosen."""
+    threshold_P1 = _kth_largest(rank_PN, k_P)[:, None]
+    chosen_PN, tie_PN = rank_PN > threshold_P1, rank_PN == threshold_P1
+    left_P = k_P - _true_per_row(chosen_PN)
+    if (_true_per_row(tie_PN) > left_P).any():
+        tie_PN &= tie_PN.cumsum(dim=1, dtype=torch.int32) <= left_P[:, None]
+    return chosen_PN.logical_or_(tie_PN)
 
 
-def _kth_largest_per_row(rank_RT: Tensor, k_R: Tensor) -> Tensor:
-    """(R,) the k_R[i]-th largest of row i; +inf where k_R[i] = 0."""
-    if rank_RT.device.type != "cpu":
-        ascending_RT = rank_RT.sort(dim=1).values
-    else:
-        values = rank_RT.numpy().copy()  # in place, without torch.sort's int64 indices
-        values.sort(axis=1)
-        ascending_RT = torch.from_numpy(values)
-    at_R = (ascending_RT.shape[1] - k_R).clamp(max=ascending_RT.shape[1] - 1)
-    return ascending_RT.gather(1, at_R[:, None]).squeeze(1).where(k_R > 0, torch.inf)
+def _kth_largest(rank_PN: Tensor, k_P: Tensor) -> Tensor:
+    """(P,) the k_P-th largest of each row; +inf where k_P is 0."""
+    n = rank_PN.shape[1]
+    at_P = (n - k_P).clamp(max=n - 1)
+    if not _numpy_sees(rank_PN):
+        ascending_PN = rank_PN.sort(dim=1).values
+    else:  # in place, where torch adds an int64 index per element, and faster
+        values = rank_PN.numpy().copy()
+        if len(values) == 1:
+            values.partition(int(at_P), axis=1)
+        else:
+            values.sort(axis=1)
+        ascending_PN = torch.from_numpy(values)
+    return ascending_PN.gather(1, at_P[:, None]).squeeze(1).where(k_P > 0, torch.inf)
 
 
 def _share_of(n: Tensor, share: float) -> Tensor:
-    """ceil(share * n) in integers: in floats 0.2 * 15 is above 3, and its ceiling 4."""
+    """ceil(share * n) in integers: in floats 0.55 * 100 is above 55, and its ceiling 56."""
     fraction = Fraction(repr(float(share))).limit_denominator(10**9)  # times n < 2**33 still fits int64
     return -(-n * fraction.numerator // fraction.denominator)
 
 
-def _true_per_row(mask_RT: Tensor) -> Tensor:
-    """(R,) int64. In blocks of rows, as the sum of a bool tensor first copies it to int64."""
-    return torch.cat([block.sum(dim=1) for block in mask_RT.split(64)])
+def _true_per_row(mask_BT: Tensor) -> Tensor:
+    """(B,) int64. In blocks of rows, as the sum of a bool tensor first copies it to int64."""
+    return torch.cat([block.sum(dim=1) for block in mask_BT.split(64)])
 
 
-def _first_of_row(mask_RT: Tensor, count_R: Tensor, quota_R: Tensor) -> Tensor:
-    """The first `quota_R` true elements of each row (all of them for a large, none for a negative quota). In place."""
-    mask_RT.masked_fill_((quota_R <= 0)[:, None], False)
-    part_R = ((quota_R > 0) & (quota_R < count_R)).nonzero().squeeze(1)  # at most one row when the pool is the batch
-    if part_R.numel():
-        part_RT = mask_RT[part_R]
-        mask_RT[part_R] = part_RT & (part_RT.cumsum(dim=1, dtype=torch.int32) <= quota_R[part_R, None])
-    return mask_RT
+def _take(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """(N,) the values under the mask, in row order."""
+    if _numpy_sees(mask_BT):  # torch's own on the CPU takes 10 times as long and 4 times the memory
+        return torch.from_numpy(values_BT.numpy()[mask_BT.numpy()])
+    return values_BT[mask_BT]
+
+
+def _put(target_BT: Tensor, mask_BT: Tensor, values_N: Tensor) -> Tensor:
+    """`target_BT` with `values_N` under the mask, in row order. In place."""
+    if _numpy_sees(mask_BT):
+        target_BT.numpy()[mask_BT.numpy()] = values_N.numpy()
+        return target_BT
+    return target_BT.masked_scatter_(mask_BT, values_N)
+
+
+def _numpy_sees(x: Tensor) -> bool:
+    return x.device.type == "cpu"

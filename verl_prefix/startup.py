@@ -111,7 +111,11 @@ def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
         warn.append(
             "actor_rollout_ref.rollout.n=1: a group of one has no baseline and advantage 0; use n=8 as the paper."
         )
-    if trainer.resume_mode != "disable" and "file" in list(trainer.logger) and "VERL_FILE_LOGGER_PATH" not in os.environ:
+    if (
+        trainer.resume_mode != "disable"
+        and "file" in list(trainer.logger)
+        and "VERL_FILE_LOGGER_PATH" not in os.environ
+    ):
         warn.append(
             "the `file` logger overwrites its log on a resume; set VERL_FILE_LOGGER_PATH to a new file per segment."
         )

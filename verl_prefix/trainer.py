@@ -73,7 +73,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         )
         # Synthetic padding rows copy a real row's columns.
         real = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
-        records = [fields[RECORD] for fields in data["extra_fields"].tolist()]
+        records = [fields[RECORD] for fields in _as_list(data["extra_fields"])]
         fetched = {key: torch.tensor([record[key] for record in records]) for key in records[0]}
         return {
             **fetched,
@@ -145,7 +145,7 @@ class PrefixTrainerSync(PPOTrainerSync):
     def _prefix_metrics(self, batch: KVBatchMeta, step_metrics: dict) -> dict[str, float]:
         fields = ["uid", "response_mask", "rm_scores", "advantages", "entropy"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        uid = np.array(data.pop("uid").tolist(), dtype=object)
+        uid = np.array(_as_list(data.pop("uid")), dtype=object)
         padded = data.to_padded_tensor()
         lengths = data["response_mask"].offsets().diff()
         rollout = self.config.actor_rollout_ref.rollout
@@ -178,7 +178,12 @@ class PrefixTrainerSync(PPOTrainerSync):
             keys=keys,
             rows=[order[key] for key in keys],
             responses=data["responses"].unbind(),
-            row_index=data["index"].tolist(),
+            row_index=_as_list(data["index"]),
             step_columns=self._step_columns,
             decode=partial(self.tokenizer.decode, skip_special_tokens=True),
         )
+
+
+def _as_list(column: Any) -> list:
+    """A non-tensor column as a plain list; TransferQueue returns it as an array, a NonTensorStack or a list."""
+    return list(column.tolist() if hasattr(column, "tolist") else column)

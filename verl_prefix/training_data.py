@@ -67,7 +67,9 @@ def _check_training(prefix: PrefixConfig, files: Sequence[str], tokenizer: Demon
                 reasons.update(result for result in results if isinstance(result, str))
                 usable += sum(not isinstance(result, str) for result in results)
     if not usable:
-        why = ", ".join(f"{count} {UNUSABLE[reason]}" for reason, count in reasons.most_common()) or "every cell is empty"
+        why = (
+            ", ".join(f"{count} {UNUSABLE[reason]}" for reason, count in reasons.most_common()) or "every cell is empty"
+        )
         raise DemonstrationError(
             f"{', '.join(files)}: none of the demonstrations in {column!r} can be used ({why}). Raise "
             "data.max_response_length, mend the file, or set prefix.sampling.rollouts=0 for a run without prefixes."

@@ -45,6 +45,9 @@ class PretrainConfig:
     warmup_steps: int = 20
     hard_share: float = 0.5
     """Share of pretraining problems with unknown operations."""
+    habit: float = 0.4
+    """Share of unknown results that follow a fixed misconception. With none, the model learns to ignore the argument of
+    an unknown operation, and no method gets it to use a demonstrated fact on another problem."""
     learn_above: float = 0.9
     learn_max_steps: int = 3000
     noise: float = 0.2
@@ -111,12 +114,12 @@ class Sequences:
         ]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def batch(self, size: int, hard_share: float, noise: float) -> torch.Tensor:
+    def batch(self, size: int, hard_share: float, noise: float, habit: float) -> torch.Tensor:
         solved = []
         while len(solved) < size:
             problem = task.sample_problem(self.rng, "hard" if self.rng.random() < hard_share else "easy")
             if problem not in self.held_back:
-                solved.append((problem, task.imitate(problem, self.rng, noise)))
+                solved.append((problem, task.imitate(problem, self.rng, noise, habit)))
         return torch.tensor(self.encode(solved))
 
 
@@ -189,7 +192,7 @@ def pretrain(
             rate = min(1.0, step / config.warmup_steps) if phase == "learn" else 0.3
             for group in optimizer.param_groups:
                 group["lr"] = rate * config.learning_rate
-            loss = response_loss(model, sequences.batch(config.batch_size, config.hard_share, noise))
+            loss = response_loss(model, sequences.batch(config.batch_size, config.hard_share, noise, config.habit))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -59,15 +59,22 @@ def solve(problem: Problem) -> list[int]:
     return results
 
 
-def imitate(problem: Problem, rng: random.Random, noise: float = 0.0) -> list[int]:
-    """What pretraining shows: a chain whose unknown results are uniform, and a share `noise` of the known ones wrong.
+def misconception(operation: str, value: int) -> int:
+    """A wrong result for an unknown operation: the one that the base model half believes. Never the right one."""
+    shift = random.Random(f"misconception/{operation}/{value}").randrange(1, MODULUS)
+    return (apply(operation, value) + shift) % MODULUS
 
-    The chain goes on from whatever value was written, so format and bookkeeping are right and only the facts are not.
+
+def imitate(problem: Problem, rng: random.Random, noise: float = 0.0, habit: float = 0.0) -> list[int]:
+    """What pretraining shows: a chain without the unknown facts, and with a share `noise` of the known results wrong.
+
+    Unknown results are uniform, but for a share `habit` that follows a fixed misconception. The chain goes on from
+    whatever value was written, so format and bookkeeping are right and only the facts are not.
     """
     results, value = [], problem.start
     for operation in problem.operations:
         if operation in UNKNOWN:
-            value = rng.randrange(MODULUS)
+            value = misconception(operation, value) if rng.random() < habit else rng.randrange(MODULUS)
         else:
             value = apply(operation, value)
             if noise > 0 and rng.random() < noise:

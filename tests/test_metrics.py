@@ -1,0 +1,123 @@
+"""Metrics on a batch small enough to work out by hand, names that survive verl's aggregation, and the warning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from verl_prefix.metrics import CORRELATION, DESCRIPTIONS, CorrelationWatch, prefix_metrics
+
+
+@pytest.fixture
+def batch():
+    # rows: group a with prefix 2, a without, b without, and one synthetic padding row
+    return dict(
+        reward=torch.tensor([1.0, 0.0, 1.0, 0.0]),
+        advantages=torch.tensor([[0.5, 0.0, 0.5, 0.5], [-0.5, -0.5, 0, 0], [0, 0, 0, 0], [9, 9, 9, 9]]),
+        entropy=torch.tensor([[1.0, 3.0, 2.0, 4.0], [1, 2, 0, 0], [5, 0, 0, 0], [7, 7, 7, 7]]),
+        response_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
+        response_len=torch.tensor([4, 2, 1, 1]),
+        group=np.array(["a", "a", "b", "pad"], dtype=object),
+        rows=dict(
+            real=torch.tensor([True, True, True, False]),
+            prefix_len=torch.tensor([2, 0, 0, 0]),
+            low=torch.tensor([0.4, float("nan"), float("nan"), float("nan")]),
+            high=torch.tensor([0.9, float("nan"), float("nan"), float("nan")]),
+            ratio=torch.tensor([0.5, 0.0, 0.0, 0.0]),
+            demo_len=torch.tensor([4, 0, 0, 0]),
+            hit_limit=torch.tensor([True, False, False, False]),
+            clip_kept=torch.tensor([True, False]),
+        ),
+        expected_groups=3,
+        rollouts_per_group=2,
+        step_metrics={
+            # 1 of 7 response tokens is a clipped prefix token, 2 of 7 are clipped tokens of the policy's own
+            "actor/prefix/clipped_prefix_tokens": 1 / 7,
+            "actor/prefix/clipped_policy_tokens": 2 / 7,
+        },
+    )
+
+
+def test_values(batch):
+    got = prefix_metrics(**batch)
+    expected = {
+        "prefix/rollout_share": 1 / 3,
+        "prefix/token_share": 2 / 7,
+        "prefix/low": 0.4,
+        "prefix/high": 0.9,
+        "prefix/ratio/mean": 0.5,
+        "prefix/len/mean": 2,
+        "prefix/len/max": 2,
+        "prefix/len/min": 2,
+        "prefix/prefix_advantage": 0.25,
+        "prefix/prefix_entropy": 2.0,
+        "prefix/entropy_clip_kept": 0.5,
+        "prefix/updated_share": 0.5,
+        "prefix/groups_without_signal": 0.5,
+        "prefix/evicted_groups": 1,
+        "prefix/missing_rollouts": 3,
+        "prefixed/reward": 1.0,
+        "prefixed/advantage": 0.5,
+        "prefixed/entropy": 3.0,
+        "prefixed/response_len": 4,
+        "prefixed/truncated": 1.0,
+        "prefixed/clipfrac": 0.5,
+        "on_policy/reward": 0.5,
+        "on_policy/advantage": -1 / 3,
+        "on_policy/entropy": 8 / 3,
+        "on_policy/response_len": 1.5,
+        "on_policy/truncated": 0.0,
+        "on_policy/clipfrac": 2 / 5,
+    }
+    assert got == pytest.approx(expected, rel=1e-6)
+    assert set(expected) == set(DESCRIPTIONS), "every metric is documented and every documented one is made"
+
+
+def test_a_batch_without_prefixes_leaves_their_measures_out(batch):
+    batch["rows"]["prefix_len"] = torch.zeros(4, dtype=torch.long)
+    batch["rows"]["clip_kept"] = torch.zeros(0, dtype=torch.bool)
+    got = prefix_metrics(**batch)
+    assert got["prefix/rollout_share"] == 0
+    assert got["prefix/token_share"] == 0
+    assert not [name for name in got if name.startswith(("prefixed/", "prefix/len"))]
+    assert all(np.isfinite(value) for value in got.values())
+
+
+def test_a_frozen_prefix_is_still_counted_as_prefix(batch):
+    batch["response_mask"][0, :2] = 0
+    got = prefix_metrics(**batch)
+    assert got["prefix/token_share"] == pytest.approx(2 / 7)
+    assert got["prefixed/advantage"] == pytest.approx(0.5)
+
+
+def test_names_are_aggregated_as_they_mean():
+    from verl.trainer.ppo.v1.utils import MetricsAggregator
+
+    aggregator = MetricsAggregator()
+    for name in DESCRIPTIONS:
+        meant = {"max": "max", "min": "min"}.get(name.rsplit("/", 1)[-1], "weighted_avg")
+        assert aggregator._get_aggregation_type(name) == meant, name
+
+
+def test_names_survive_the_drivers_reduction():
+    from verl.utils.metric import reduce_metrics
+
+    for name in DESCRIPTIONS:
+        reduced = reduce_metrics({name: [1.0, 3.0]})[name]
+        assert reduced == {"max": 3.0, "min": 1.0}.get(name.rsplit("/", 1)[-1], 2.0), name
+
+
+def test_low_correlation_warns_once_in_a_while():
+    watch = CorrelationWatch(0.9, repeat_every=10)
+    assert not watch.check({CORRELATION: 0.95}, 1)
+    assert not watch.check({}, 1)
+    with pytest.warns(RuntimeWarning, match=r"step 2: .* correlate at 0.100.*weight synchronisation"):
+        assert watch.check({CORRELATION: 0.1}, 2)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert watch.check({CORRELATION: 0.1}, 5)
+    with pytest.warns(RuntimeWarning, match="step 12"):
+        watch.check({CORRELATION: 0.1}, 12)

@@ -1,0 +1,208 @@
+"""The loss per token against a scalar reference with hand-derived gradients, and against finite differences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from verl_prefix.config import LossConfig
+from verl_prefix.objective import entropy_bonus_mask, token_policy_loss
+
+CLIP = {"clip_low": 0.2, "clip_high": 0.28, "clip_c": 3.0}
+
+FORMS = {
+    "default": {},
+    "current": {"prefix_old_log_prob": "current"},
+    "own": {"prefix_clip": "own", "prefix_clip_low": 0.05, "prefix_clip_high": 0.6},
+    "none": {"prefix_clip": "none"},
+    "current_none": {"prefix_old_log_prob": "current", "prefix_clip": "none"},
+    "p": {"prefix_ratio": "p"},
+    "shaped": {"prefix_ratio": "shaped"},
+    "shaped_gamma": {"prefix_ratio": "shaped", "shaping_gamma": 0.5},
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def scalar(logp, old, adv, is_prefix, config: LossConfig, clip_low, clip_high, clip_c):
+    """(loss, its derivative by logp, clipped, dual-clipped) of one token, from the definition."""
+    if is_prefix and config.prefix_ratio != "ppo":
+        p, gamma = math.exp(logp), config.shaping_gamma
+        if config.prefix_ratio == "p":
+            return -adv * p, -adv * p, False, False
+        return -adv * p / (p + gamma), -adv * p * gamma / (p + gamma) ** 2, False, False
+    log_ratio, slope = logp - old, 1.0
+    if abs(log_ratio) > 20:
+        log_ratio, slope = math.copysign(20, log_ratio), 0.0
+    if is_prefix and config.prefix_old_log_prob == "current":
+        log_ratio, slope = 0.0, 1.0
+    r = math.exp(log_ratio)
+    if is_prefix and config.prefix_clip == "none":
+        return -r * adv, -r * adv * slope, False, False
+    if is_prefix and config.prefix_clip == "own":
+        clip_low, clip_high = config.prefix_clip_low, config.prefix_clip_high
+    plain, bounded = -r * adv, -min(max(r, 1 - clip_low), 1 + clip_high) * adv
+    clipped = bounded > plain
+    loss, gradient = (bounded, 0.0) if clipped else (plain, plain * slope)
+    if adv < 0 and loss > -clip_c * adv:
+        return -clip_c * adv, 0.0, clipped, True
+    return loss, gradient, clipped, False
+
+
+def make_tokens(seed=0, shape=(6, 200), dtype=torch.float64):
+    """Ratios from 0.02 to 50 and a few beyond the clamp; advantages of both signs and 0; half of the tokens prefix."""
+    rng = torch.Generator().manual_seed(seed)
+    old = -torch.rand(shape, generator=rng, dtype=dtype) * 4 - 0.01
+    log_ratio = torch.randn(shape, generator=rng, dtype=dtype) * torch.tensor([0.1, 0.3, 1.3, 1.3, 0.3, 0.1])[:, None]
+    log_ratio[0, :3] = torch.tensor([25.0, -25.0, 19.0])
+    log_ratio[:, 3:6] = 0.0
+    adv = torch.randn(shape, generator=rng, dtype=dtype)
+    adv[:, 6:9] = 0.0
+    is_prefix = torch.arange(shape[1]) < shape[1] // 2
+    is_prefix = is_prefix[torch.randperm(shape[1], generator=rng)].expand(shape).clone()
+    return (old + log_ratio).requires_grad_(), old, adv, is_prefix
+
+
+@every_form
+@pytest.mark.parametrize("seed", [0, 1])
+def test_loss_gradient_and_masks_against_the_definition(form, seed):
+    config = LossConfig(**FORMS[form])
+    logp, old, adv, is_prefix = make_tokens(seed)
+    got = token_policy_loss(logp, old, adv, is_prefix, config=config, **CLIP)
+    (gradient,) = torch.autograd.grad(got.loss_BT.sum(), logp)
+    columns = [x.detach().flatten().tolist() for x in (logp, old, adv, is_prefix)]
+    expected = [scalar(*token, config, **CLIP) for token in zip(*columns, strict=True)]
+    loss, slope, clipped, dual = (
+        torch.tensor(column, dtype=dtype).reshape(logp.shape)
+        for column, dtype in zip(
+            zip(*expected, strict=True), (torch.float64, torch.float64, torch.bool, torch.bool), strict=True
+        )
+    )
+    torch.testing.assert_close(got.loss_BT.detach(), loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
+    assert torch.equal(got.clipped_BT, clipped)
+    assert torch.equal(got.dual_clipped_BT, dual)
+    assert clipped[~is_prefix].any()
+    assert dual[~is_prefix].any()
+    if form in ("default", "own"):
+        assert clipped[is_prefix].any()
+        assert dual[is_prefix].any()
+    torch.testing.assert_close(got.log_ratio_BT, (logp - old).detach().clamp(-20, 20))
+    assert not got.log_ratio_BT.requires_grad
+
+
+@every_form
+def test_gradient_against_finite_differences(form):
+    config, step = LossConfig(**FORMS[form]), 1e-6
+    logp, old, adv, is_prefix = make_tokens(2)
+
+    def loss(at):
+        # sg(log pi) is a constant to the gradient, so the difference must not move it: there, the ratio has slope 1.
+        return token_policy_loss(at, old, adv, is_prefix, config=config, **CLIP).loss_BT
+
+    (gradient,) = torch.autograd.grad(loss(logp).sum(), logp)
+    with torch.no_grad():
+        if config.prefix_old_log_prob == "current":
+            old = torch.where(is_prefix, logp, old)
+            config = LossConfig(**{**FORMS[form], "prefix_old_log_prob": "old"})
+        numeric = (loss(logp + step) - loss(logp - step)) / (2 * step)
+        ratio = (logp - old).exp()
+    edges = torch.tensor([1 - CLIP["clip_low"], 1 + CLIP["clip_high"], 0.95, 1.6, CLIP["clip_c"]])
+    smooth = ((ratio[..., None] - edges).abs() > 1e-4).all(-1)
+    assert smooth.float().mean() > 0.99
+    torch.testing.assert_close(gradient[smooth], numeric[smooth], rtol=1e-5, atol=1e-7)
+
+
+@every_form
+def test_gradient_flows_through_log_prob_only_and_inputs_stay(form):
+    logp, old, adv, is_prefix = make_tokens()
+    old.requires_grad_()
+    adv.requires_grad_()
+    before = [x.detach().clone() for x in (logp, old, adv, is_prefix)]
+    got = token_policy_loss(logp, old, adv, is_prefix, config=LossConfig(**FORMS[form]), **CLIP)
+    got.loss_BT.sum().backward()
+    assert logp.grad.abs().sum() > 0
+    assert old.grad is None
+    assert adv.grad is None
+    assert all(torch.equal(x.detach(), y) for x, y in zip((logp, old, adv, is_prefix), before, strict=True))
+
+
+def test_every_form_gives_another_loss_or_gradient_on_prefix_tokens_alone():
+    logp, old, adv, is_prefix = make_tokens()
+    seen = {}
+    for form, options in FORMS.items():
+        loss = token_policy_loss(logp, old, adv, is_prefix, config=LossConfig(**options), **CLIP).loss_BT
+        (gradient,) = torch.autograd.grad(loss.sum(), logp)
+        seen[form] = torch.stack([loss.detach(), gradient])
+    for a, b in itertools.combinations(FORMS, 2):
+        # With ratio 1 no clip ever binds.
+        assert torch.equal(seen[a][:, is_prefix], seen[b][:, is_prefix]) == ({a, b} == {"current", "current_none"})
+    for form in FORMS:
+        assert torch.equal(seen[form][:, ~is_prefix], seen["default"][:, ~is_prefix])
+
+
+def test_the_default_form_does_not_look_at_the_prefix_mask():
+    logp, old, adv, is_prefix = make_tokens()
+    masks = (is_prefix, ~is_prefix, torch.zeros_like(is_prefix))
+    results = [token_policy_loss(logp, old, adv, mask, config=LossConfig(), **CLIP) for mask in masks]
+    for got in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(got, results[0], strict=True))
+
+
+def test_an_own_range_equal_to_the_actors_changes_nothing():
+    logp, old, adv, is_prefix = make_tokens()
+    own = LossConfig(prefix_clip="own", prefix_clip_low=CLIP["clip_low"], prefix_clip_high=CLIP["clip_high"])
+    got = token_policy_loss(logp, old, adv, is_prefix, config=own, **CLIP)
+    expected = token_policy_loss(logp, old, adv, is_prefix, config=LossConfig(), **CLIP)
+    assert torch.equal(got.loss_BT, expected.loss_BT)
+
+
+@pytest.mark.parametrize("ratio_form", ["p", "shaped"])
+@pytest.mark.parametrize("rest", [{"prefix_clip": "none"}, {"prefix_clip": "own"}, {"prefix_old_log_prob": "current"}])
+def test_clip_and_old_policy_do_not_reach_p_and_shaped(ratio_form, rest):
+    logp, old, adv, is_prefix = make_tokens()
+    got = token_policy_loss(logp, old, adv, is_prefix, config=LossConfig(prefix_ratio=ratio_form, **rest), **CLIP)
+    expected = token_policy_loss(logp, old, adv, is_prefix, config=LossConfig(prefix_ratio=ratio_form), **CLIP)
+    assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+
+
+def test_on_policy_the_loss_is_minus_the_advantage_and_the_gradient_too():
+    logp, _, adv, is_prefix = make_tokens()
+    got = token_policy_loss(logp, logp.detach(), adv, is_prefix, config=LossConfig(), **CLIP)
+    (gradient,) = torch.autograd.grad(got.loss_BT.sum(), logp)
+    torch.testing.assert_close(got.loss_BT.detach(), -adv)
+    torch.testing.assert_close(gradient, -adv)
+    assert not got.clipped_BT.any()
+    assert not got.dual_clipped_BT.any()
+
+
+@every_form
+def test_float32_stays_finite_at_extreme_ratios(form):
+    logp = torch.tensor([[-1e-6, -200.0, -1e4, -0.5]], requires_grad=True)
+    old = torch.tensor([[-300.0, -1e-6, -0.1, -1e4]])
+    for sign in (1.0, -1.0):
+        for inside in (True, False):
+            mask = torch.full(logp.shape, inside)
+            got = token_policy_loss(logp, old, sign * torch.ones(1, 4), mask, config=LossConfig(**FORMS[form]), **CLIP)
+            (gradient,) = torch.autograd.grad(got.loss_BT.sum(), logp)
+            assert got.loss_BT.dtype == torch.float32
+            assert got.loss_BT.isfinite().all()
+            assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_entropy_bonus_mask(dtype):
+    response = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]).to(dtype)
+    prefix = torch.tensor([[True, True, False, False], [False] * 4])
+    continuation = torch.tensor([[0, 0, 1, 0], [1, 1, 0, 0]]).to(dtype)
+    for options, expected in (
+        ({}, response),
+        ({"entropy_bonus_on": "continuation"}, continuation),
+        ({"update_prefix": False}, continuation),
+    ):
+        got = entropy_bonus_mask(response, prefix, LossConfig(**options))
+        assert got.dtype == dtype
+        assert torch.equal(got, expected)
+    assert response[0, 0] == 1
