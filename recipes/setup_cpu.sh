@@ -21,7 +21,18 @@ say() { echo "[setup] $(date +%H:%M:%S) $*"; }
     exit 1
 }
 [ -x "$VENV/bin/python" ] || { say "virtual environment in $VENV"; "$PYTHON" -m venv "$VENV"; }
-PIP=("$VENV/bin/python" -m pip --disable-pip-version-check install --quiet)
+LOG=$VENV/setup.log
+# pip's own output goes to a log; a line is shown now and then, since the longest step takes minutes
+install() {
+    "$VENV/bin/python" -m pip --disable-pip-version-check install "$@" >"$LOG" 2>&1 &
+    local pid=$! begin=$SECONDS
+    while kill -0 $pid 2>/dev/null; do
+        sleep 1
+        [ $(((SECONDS - begin) % 15)) -eq 0 ] && [ $SECONDS -gt $begin ] &&
+            say "  $((SECONDS - begin)) s: $(grep -oE '^(Collecting|Downloading|Building|Installing) [^ ]*' "$LOG" | tail -n 1)"
+    done
+    wait $pid || { tail -n 20 "$LOG" >&2; echo "[setup] pip failed; its whole output is in $LOG" >&2; exit 1; }
+}
 
 installed_torch() { "$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true; }
 if [ "$(installed_torch)" != "$TORCH+cpu" ]; then
@@ -30,7 +41,7 @@ if [ "$(installed_torch)" != "$TORCH+cpu" ]; then
         uv pip install --quiet --python "$VENV/bin/python" --torch-backend=cpu "torch==$TORCH"
     else
         # --no-deps: should the index serve a CUDA build, do not fetch gigabytes of CUDA libraries with it
-        "${PIP[@]}" --no-deps "torch==$TORCH"
+        install --no-deps "torch==$TORCH"
     fi
     if [ "$(uname -s)" = Linux ] && [ "$(installed_torch)" != "$TORCH+cpu" ]; then
         echo "[setup] the package index gave torch $(installed_torch), not the CPU build. Install uv (pip install uv) and" \
@@ -40,7 +51,7 @@ if [ "$(installed_torch)" != "$TORCH+cpu" ]; then
 fi
 
 say "verl, vLLM for CPU, this package (about 2 minutes)"
-"${PIP[@]}" --constraint "$ROOT/recipes/constraints_cpu.txt" "torch==$(installed_torch)" --editable "$ROOT[cpu,dev]"
+install --constraint "$ROOT/recipes/constraints_cpu.txt" "torch==$(installed_torch)" --editable "$ROOT[cpu,dev]"
 
 # vLLM asks for these; where the index has only builds for CUDA they break transformers, and a text model needs none.
 for package in torchvision torchaudio torchcodec; do

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # One training run on the CPU testbed through stock verl, with progress.
 #   bash recipes/testbed_cpu.sh METHOD TESTBED RUN STEPS SEED [verl overrides]
-# METHOD is a preset of verl_prefix; TESTBED is made by `python -m data_prep.testbed`; RUN is the folder to write.
+# METHOD is a preset of verl_prefix, or `stock_grpo` for verl without any of it; TESTBED is made by `python -m data_prep.testbed`; RUN is the folder to write.
 set -euo pipefail
 METHOD=$1 TESTBED=$2 RUN=$3 STEPS=$4 SEED=$5
 shift 5
 
 # Learning rates from a small grid on the testbed of seed 1 (docs/testbed.md)
 case $METHOD in
-    grpo | dr_grpo) LR=3e-4 ;;
+    *grpo) LR=3e-4 ;;
     *) LR=1e-3 ;;
 esac
 
@@ -36,10 +36,11 @@ ROLLOUT=(
     actor_rollout_ref.rollout.val_kwargs.temperature=1.0
     actor_rollout_ref.rollout.val_kwargs.do_sample=true
 )
-PREFIX=(
-    prefix.seed="$SEED"
-    prefix.schedule.steps=160
-)
+if [ "$METHOD" = stock_grpo ]; then
+    PREFIX=(algorithm.adv_estimator=grpo)
+else
+    PREFIX=(+prefix="$METHOD" prefix.seed="$SEED" prefix.schedule.steps=160)
+fi
 TRAINER=(
     trainer.n_gpus_per_node=1
     trainer.total_training_steps="$STEPS"
@@ -57,8 +58,8 @@ TRAINER=(
 mkdir -p "$RUN"
 rm -f "$RUN/metrics.jsonl"
 export VERL_FILE_LOGGER_PATH=$RUN/metrics.jsonl HYDRA_FULL_ERROR=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-python -m verl.trainer.main_ppo +prefix="$METHOD" \
-    "${DATA[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${PREFIX[@]}" "${TRAINER[@]}" "$@" >"$RUN/console.log" 2>&1 &
+python -m verl.trainer.main_ppo \
+    "${PREFIX[@]}" "${DATA[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@" >"$RUN/console.log" 2>&1 &
 TRAINING=$!
 trap 'kill $TRAINING 2>/dev/null || true' EXIT
 verl-prefix watch "$RUN" --steps "$STEPS" --pid "$TRAINING"

@@ -51,7 +51,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def train(testbed):
-    """train(folder, method, steps, *overrides) -> Run, through recipes/testbed_cpu.sh. Small batches, small validation."""
+    """train(folder, method, steps, *overrides) -> Run, through recipes/testbed_cpu.sh, with small batches."""
 
     def run(folder: Path, method: str, steps: int, *overrides: str, testbed: Path = testbed) -> Run:
         small = (

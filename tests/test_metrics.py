@@ -12,31 +12,31 @@ from verl_prefix.metrics import CORRELATION, DESCRIPTIONS, CorrelationWatch, pre
 @pytest.fixture
 def batch():
     # rows: group a with prefix 2, a without, b without, and one synthetic padding row
-    return dict(
-        reward=torch.tensor([1.0, 0.0, 1.0, 0.0]),
-        advantages=torch.tensor([[0.5, 0.0, 0.5, 0.5], [-0.5, -0.5, 0, 0], [0, 0, 0, 0], [9, 9, 9, 9]]),
-        entropy=torch.tensor([[1.0, 3.0, 2.0, 4.0], [1, 2, 0, 0], [5, 0, 0, 0], [7, 7, 7, 7]]),
-        response_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
-        response_len=torch.tensor([4, 2, 1, 1]),
-        group=np.array(["a", "a", "b", "pad"], dtype=object),
-        rows=dict(
-            real=torch.tensor([True, True, True, False]),
-            prefix_len=torch.tensor([2, 0, 0, 0]),
-            low=torch.tensor([0.4, float("nan"), float("nan"), float("nan")]),
-            high=torch.tensor([0.9, float("nan"), float("nan"), float("nan")]),
-            ratio=torch.tensor([0.5, 0.0, 0.0, 0.0]),
-            demo_len=torch.tensor([4, 0, 0, 0]),
-            hit_limit=torch.tensor([True, False, False, False]),
-            clip_kept=torch.tensor([True, False]),
-        ),
-        expected_groups=3,
-        rollouts_per_group=2,
-        step_metrics={
+    return {
+        "reward": torch.tensor([1.0, 0.0, 1.0, 0.0]),
+        "advantages": torch.tensor([[0.5, 0.0, 0.5, 0.5], [-0.5, -0.5, 0, 0], [0, 0, 0, 0], [9, 9, 9, 9]]),
+        "entropy": torch.tensor([[1.0, 3.0, 2.0, 4.0], [1, 2, 0, 0], [5, 0, 0, 0], [7, 7, 7, 7]]),
+        "response_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
+        "response_len": torch.tensor([4, 2, 1, 1]),
+        "group": np.array(["a", "a", "b", "pad"], dtype=object),
+        "rows": {
+            "real": torch.tensor([True, True, True, False]),
+            "prefix_len": torch.tensor([2, 0, 0, 0]),
+            "low": torch.tensor([0.4, float("nan"), float("nan"), float("nan")]),
+            "high": torch.tensor([0.9, float("nan"), float("nan"), float("nan")]),
+            "ratio": torch.tensor([0.5, 0.0, 0.0, 0.0]),
+            "demo_len": torch.tensor([4, 0, 0, 0]),
+            "hit_limit": torch.tensor([True, False, False, False]),
+            "clip_kept": torch.tensor([True, False]),
+        },
+        "expected_groups": 3,
+        "rollouts_per_group": 2,
+        "step_metrics": {
             # 1 of 7 response tokens is a clipped prefix token, 2 of 7 are clipped tokens of the policy's own
             "actor/prefix/clipped_prefix_tokens": 1 / 7,
             "actor/prefix/clipped_policy_tokens": 2 / 7,
         },
-    )
+    }
 
 
 def test_values(batch):

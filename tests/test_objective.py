@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from verl_prefix.config import LossConfig
-from verl_prefix.objective import entropy_bonus_mask, token_policy_loss
+from verl_prefix.objective import token_policy_loss
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28, "clip_c": 3.0}
 
@@ -190,19 +190,3 @@ def test_float32_stays_finite_at_extreme_ratios(form):
             assert got.loss_BT.dtype == torch.float32
             assert got.loss_BT.isfinite().all()
             assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
-def test_entropy_bonus_mask(dtype):
-    response = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]).to(dtype)
-    prefix = torch.tensor([[True, True, False, False], [False] * 4])
-    continuation = torch.tensor([[0, 0, 1, 0], [1, 1, 0, 0]]).to(dtype)
-    for options, expected in (
-        ({}, response),
-        ({"entropy_bonus_on": "continuation"}, continuation),
-        ({"update_prefix": False}, continuation),
-    ):
-        got = entropy_bonus_mask(response, prefix, LossConfig(**options))
-        assert got.dtype == dtype
-        assert torch.equal(got, expected)
-    assert response[0, 0] == 1

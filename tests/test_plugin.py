@@ -24,7 +24,7 @@ def test_entry_point_is_installed():
 def test_importing_verl_pulls_in_no_engine_and_no_trainer():
     code = """
 import sys, verl
-heavy = [m for m in ("vllm", "verl.trainer.ppo.v1.trainer_base", "verl.trainer.ppo.core_algos", "transfer_queue",
+heavy = [m for m in ("vllm", "verl.trainer.ppo.v1.trainer_base", "verl.trainer.ppo.core_algos",
                      "verl.experimental.agent_loop", "matplotlib", "typer", "scipy", "hydra") if m in sys.modules]
 print("loaded", "verl_prefix.plugin" in sys.modules, heavy)
 """

@@ -43,7 +43,7 @@ def test_prefix_rft_is_the_papers_setting():
     config = OmegaConf.create(compose("+prefix=prefix_rft", "data.max_response_length=8192").stdout)
     assert PrefixConfig.of(config.prefix) == PrefixConfig()
     actor = config.actor_rollout_ref.actor
-    assert (actor.loss_agg_mode, actor.loss_scale_factor) == ("seq-mean-token-sum-norm", "${data.max_response_length}")
+    assert (actor.loss_agg_mode, actor.loss_scale_factor) == ("seq-mean-token-sum-norm", 8192)
     assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.clip_ratio_c) == (0.2, 0.2, 3.0)
     assert (actor.entropy_coeff, actor.use_kl_loss) == (0.001, False)
     assert config.actor_rollout_ref.rollout.n == 8

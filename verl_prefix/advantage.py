@@ -348,14 +348,14 @@ def _spread(
     rows = slice(None) if prefixed_B.all() else prefixed_B.nonzero().squeeze(1)
     response_RT = batch.response_BT[rows]
     mask_RT = prefix_mask(batch.prefix_len_B[rows], response_RT)
-    # These come first, while the full-size result does not exist yet: this is what bounds the memory.
-    part_RT = torch.where(mask_RT, prefix_B1[rows], continuation_B1[rows]).masked_fill_(~response_RT, 0.0)
-    clip, seed = batch.config.entropy_clip, batch.config.seed
+    clip, keep_RT = batch.config.entropy_clip, response_RT
     if entropy_BT is not None and clip.keep != "all":
-        keep_RT = entropy_clip_mask(
-            entropy_BT[rows].to(mask_RT.device), mask_RT, clip, seed=seed, global_step=global_step
-        )
-        part_RT.masked_fill_(~keep_RT, 0.0)
+        seed = batch.config.seed
+        entropy_RT = entropy_BT[rows].to(mask_RT.device)
+        keep_RT = keep_RT & entropy_clip_mask(entropy_RT, mask_RT, clip, seed=seed, global_step=global_step)
+        del entropy_RT
+    # The prefixed rows come first, while the full-size result does not exist yet: this bounds the memory.
+    part_RT = torch.where(mask_RT, prefix_B1[rows], continuation_B1[rows]).masked_fill_(~keep_RT, 0.0)
     advantages_BT = torch.where(batch.response_BT, continuation_B1, 0.0)
     advantages_BT[rows] = part_RT
     return advantages_BT, advantages_BT

@@ -39,7 +39,7 @@ class PrefixAgentLoopOutput(AgentLoopOutput):
 
 def prefix_record(draw: PrefixDraw | None, *, hit_limit: bool) -> dict[str, Any]:
     """What the trainer and the rollout log want to know of one rollout's prefix. Equal keys in every row."""
-    empty = dict(demo_index=-1, demo_len=0, low=math.nan, high=math.nan, ratio=0.0)
+    empty = {"demo_index": -1, "demo_len": 0, "low": math.nan, "high": math.nan, "ratio": 0.0}
     drawn = empty if draw is None else {key: getattr(draw, key) for key in empty}
     return {**drawn, "hit_limit": hit_limit}
 

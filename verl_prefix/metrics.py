@@ -65,8 +65,8 @@ def prefix_metrics(
 
     Args:
         reward, response_len, group: (B,). advantages, entropy, response_mask: (B, T).
-        rows: per-row columns (B,) `prefix_len`, `real`, `low`, `high`, `ratio`, `demo_len`, `hit_limit`; `clip_kept`, one entry
-            per prefix token.
+        rows: per-row columns (B,) `prefix_len`, `real`, `low`, `high`, `ratio`, `demo_len`, `hit_limit`; and
+            `clip_kept`, one entry per prefix token.
         expected_groups, rollouts_per_group: what the step asked for.
         step_metrics: this step's metrics so far; the loss's clip counts are taken out of it and turned into shares.
 

@@ -101,25 +101,6 @@ def token_policy_loss(
     return TokenLoss(loss_BT, clipped_BT, dual_clipped_BT, drift_BT)
 
 
-def entropy_bonus_mask(response_mask: Tensor, prefix_mask: Tensor, config: LossConfig) -> Tensor:
-    """Tokens of the entropy bonus: the response mask, without the prefix where `config` excludes it.
-
-    `entropy_bonus_on=continuation` excludes it, and so does `update_prefix=False` (a frozen prefix is outside of
-    every loss term).
-
-    Args:
-        response_mask: (B, T).
-        prefix_mask: (B, T) bool.
-        config: see above.
-
-    Returns:
-        (B, T) of `response_mask`'s dtype; `response_mask` itself where nothing is excluded.
-    """
-    if config.update_prefix and config.entropy_bonus_on == "response":
-        return response_mask
-    return response_mask.masked_fill(prefix_mask, 0)
-
-
 def _unclipped(log_prob_BT: Tensor, plain_BT: Tensor, advantages_BT: Tensor, config: LossConfig) -> Tensor:
     """The loss of a prefix token that no clip applies to."""
     if config.prefix_ratio == "ppo":

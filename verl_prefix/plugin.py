@@ -21,7 +21,8 @@ _HOOKS: dict[str, str] = {
     "verl.experimental.agent_loop.single_turn_agent_loop": "verl_prefix.registration:register_agent_loop",
 }
 
-_active = False
+# A reload of this module keeps its globals, and what is registered stays so.
+_active = globals().get("_active", False)
 
 
 def _lazy(target: str):

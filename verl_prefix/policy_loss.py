@@ -1,7 +1,7 @@
 """Seam: the objective of `verl_prefix.objective` as verl's policy loss.
 
 `worker_loss` is set on the workers as the whole loss function. It hands the batch's prefix lengths to `policy_loss`,
-which verl's own `ppo_loss` then calls under the name `prefix_rft`; aggregation, entropy bonus, KL and metrics are verl's.
+which verl's own `ppo_loss` then calls under the name `prefix_rft`; aggregation, entropy bonus and KL are verl's.
 """
 
 from __future__ import annotations

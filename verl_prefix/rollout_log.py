@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,12 +36,7 @@ def columns(
     padding), `prefix_len` (tokens), `prefix_chars` (characters of `output`), `prefix_ids` (token ids; [] on on-policy
     rollouts), `demo_index`, `demo_len` (tokens), `prefix_ratio`, `hit_limit` (no EOS within the response limit).
     """
-    log: dict[str, list] = {
-        name: []
-        for name in (
-            "group session row_index role prefix_len prefix_chars prefix_ids demo_index demo_len prefix_ratio hit_limit"
-        ).split()
-    }
+    log: dict[str, list] = defaultdict(list)
     for key, row, response, index in zip(keys, rows, responses, row_index, strict=True):
         uid, session, _ = key.rsplit("_", 2)
         length = int(step_columns["prefix_len"][row])

@@ -146,8 +146,8 @@ def _check_method(config: DictConfig, prefix: PrefixConfig) -> list[str]:
     end = schedule.warmup + schedule.delay + schedule.steps
     if total is not None and schedule.kind != "constant" and end > 2 * total:
         warn.append(
-            f"prefix.schedule.steps={schedule.steps}: the schedule ends at step {end}, the run at {total}; the prefixes "
-            f"stay long throughout. Set prefix.schedule.steps={total}."
+            f"prefix.schedule.steps={schedule.steps}: the schedule ends at step {end}, the run at {total}; "
+            f"prefixes stay long throughout. Set prefix.schedule.steps={total}."
         )
     return warn
 

@@ -85,8 +85,8 @@ class PrefixTrainerSync(PPOTrainerSync):
     def _neutralise_prefix_rollout_log_probs(self, batch: KVBatchMeta) -> dict[str, Any]:
         """Give prefix tokens the old policy's log-probability as their rollout log-probability.
 
-        The rollout engine never sampled them. With equal values they are neutral (ratio 1) in verl's rollout correction,
-        and the rollout/actor comparison is made again on generated tokens alone. Returns its metrics.
+        The rollout engine never sampled them. Equal values are neutral (ratio 1) in verl's rollout correction. The
+        rollout/actor comparison is made again on generated tokens alone; returns its metrics.
         """
         names = ["responses", "response_mask", "rollout_log_probs", "old_log_probs"]
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)

@@ -28,8 +28,8 @@ def check(
 ) -> list[str]:
     """Refuse files without usable demonstrations and validation files with any. Returns warnings.
 
-    Every cell of the column is checked for its type; tokens are counted on a sample of 64 rows (on more only as long as
-    no usable demonstration was found).
+    The column's type is read off the file's schema; demonstrations are tokenised on a sample of 64 rows (on more only
+    as long as no usable one was found), so that a large file costs seconds.
 
     Raises:
         DemonstrationError: names file, row and mend.
@@ -46,44 +46,39 @@ def check(
 
 def _check_training(prefix: PrefixConfig, files: Sequence[str], tokenizer: DemonstrationTokenizer) -> list[str]:
     column = prefix.demonstrations.column
-    indices: Counter = Counter()
-    seen, sampled, reasons = 0, 0, Counter()
-    usable = 0
     for file in files:
-        if column not in _columns(file):
-            raise DemonstrationError(
-                f"{file}: has no column {column!r}, so no rollout can have a prefix. Add the column (list<string>) or "
-                "name yours with prefix.demonstrations.column=NAME."
-            )
-        for row, (cell, index) in enumerate(_cells(file, column)):
-            indices[index] += 1
-            _check_types(file, row, column, cell)
-            if not as_list(cell) or not keeps_demonstrations(prefix, index):
-                continue
-            seen += 1
-            if sampled < _SAMPLE or usable == 0:
-                sampled += 1
-                results = [tokenizer.classify(demonstration) for demonstration in as_list(cell)]
-                reasons.update(result for result in results if isinstance(result, str))
-                usable += sum(not isinstance(result, str) for result in results)
+        _check_column(file, column)
+    sampled, usable, reasons = 0, 0, Counter()
+    for cell, index in (pair for file in files for pair in _cells(file, column)):
+        if sampled >= _SAMPLE and usable:
+            break
+        if as_list(cell) and keeps_demonstrations(prefix, index):
+            sampled += 1
+            results = [tokenizer.classify(demonstration) for demonstration in as_list(cell)]
+            unusable = [result for result in results if isinstance(result, str)]
+            reasons.update(unusable)
+            usable += len(results) - len(unusable)
     if not usable:
-        why = (
-            ", ".join(f"{count} {UNUSABLE[reason]}" for reason, count in reasons.most_common()) or "every cell is empty"
-        )
+        why = _reasons(reasons) or "every cell is empty"
         raise DemonstrationError(
             f"{', '.join(files)}: none of the demonstrations in {column!r} can be used ({why}). Raise "
             "data.max_response_length, mend the file, or set prefix.sampling.rollouts=0 for a run without prefixes."
         )
+    indices = Counter(index for file in files for _, index in _cells(file, None))
     return [*_usability_warnings(column, usable, reasons, sampled), *_index_warnings(indices)]
+
+
+def _reasons(reasons: Counter) -> str:
+    return ", ".join(f"{count} {UNUSABLE[reason]}" for reason, count in reasons.most_common())
 
 
 def _usability_warnings(column: str, usable: int, reasons: Counter, sampled: int) -> list[str]:
     unusable = sum(reasons.values())
     if unusable <= _WARN_UNUSABLE * (usable + unusable):
         return []
-    why = ", ".join(f"{count} {UNUSABLE[reason]}" for reason, count in reasons.most_common())
     return [
-        f"{unusable} of {usable + unusable} demonstrations in {column!r} cannot be used (first {sampled} rows: {why}); "
+        f"{unusable} of {usable + unusable} demonstrations in {column!r} cannot be used (first {sampled} rows: "
+        f"{_reasons(reasons)}); "
         "their rows get plain rollouts."
     ]
 
@@ -93,14 +88,27 @@ def _index_warnings(indices: Counter) -> list[str]:
     if rows < 2 or len(indices) > rows / 2:
         return []
     return [
-        f"extra_info.index takes only {len(indices)} values in {rows} rows; rows that share one draw the same prefix ratio "
-        "in a step. Number the rows."
+        f"extra_info.index takes only {len(indices)} values in {rows} rows; rows that share one draw the "
+        "same prefix ratio in a step. Number the rows."
     ]
 
 
-def _check_types(file: str, row: int, column: str, cell: Any) -> None:
-    for position, demonstration in enumerate(as_list(cell)):
-        if not isinstance(demonstration, str):
+def _check_column(file: str, column: str) -> None:
+    """The column exists and holds strings or lists of strings (Arrow gives a column one type)."""
+    import pyarrow.types as types
+
+    schema = _schema(file)
+    if column not in schema.names:
+        raise DemonstrationError(
+            f"{file}: has no column {column!r}, so no rollout can have a prefix. Add the column (list<string>) or name "
+            "yours with prefix.demonstrations.column=NAME."
+        )
+    found = schema.field(column).type
+    element = found.value_type if types.is_list(found) or types.is_large_list(found) else found
+    if types.is_string(element) or types.is_large_string(element) or types.is_null(element):
+        return
+    for row, (cell, _) in enumerate(_cells(file, column)):
+        for position, demonstration in enumerate(as_list(cell)):
             raise DemonstrationError(
                 f"{file}: row {row}, {column}[{position}] is {type(demonstration).__name__} "
                 f"({str(demonstration)[:40]!r}), not a string. Write the demonstrations as list<string>."
@@ -108,32 +116,32 @@ def _check_types(file: str, row: int, column: str, cell: Any) -> None:
 
 
 def _refuse_demonstrations(file: str, column: str) -> None:
-    if column not in _columns(file):
+    names = set(_schema(file).names)
+    if column not in names:
         return
-    agents = _columns(file) & {"agent_name"}
-    for row, (cell, agent) in enumerate(_cells(file, column, *agents)):
-        if as_list(cell) and (not agents or agent == "prefix_agent"):
+    agent_column = "agent_name" if "agent_name" in names else None
+    for row, (cell, agent) in enumerate(_cells(file, column, agent_column)):
+        if as_list(cell) and (agent_column is None or agent == "prefix_agent"):
             raise DemonstrationError(
                 f"{file}: validation row {row} carries a demonstration in {column!r}; its prefix would be given to the "
                 "model in validation. Drop the column from the validation file."
             )
 
 
-def _columns(file: str) -> set[str]:
+def _schema(file: str) -> Any:
+    """Arrow schema of a parquet or JSON-lines file, as verl's dataset reads it."""
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(file) if file.endswith(".parquet") else _json_rows(file).features.arrow_schema
+
+
+def _cells(file: str, column: str | None, other: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """(cell of `column`, row index or cell of `other`) for each row, read in batches; only these columns are read."""
     import pyarrow.parquet as pq
 
     if file.endswith(".parquet"):
-        return set(pq.read_schema(file).names)
-    return set(_json_rows(file).column_names)
-
-
-def _cells(file: str, column: str, other: str | None = None) -> Iterator[tuple[Any, Any]]:
-    """(cell of `column`, row index or cell of `other`) for each row, read in batches."""
-    import pyarrow.parquet as pq
-
-    if file.endswith(".parquet"):
-        names = [name for name in (column, other or "extra_info") if name in _columns(file)]
-        batches = (batch.to_pylist() for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=names))
+        wanted = [name for name in (column, other or "extra_info.index") if name]
+        batches = (batch.to_pylist() for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=wanted))
     else:
         batches = iter([_json_rows(file)])
     for rows in batches:
@@ -142,7 +150,7 @@ def _cells(file: str, column: str, other: str | None = None) -> Iterator[tuple[A
             yield row.get(column), key
 
 
-def _json_rows(file: str):
+def _json_rows(file: str) -> Any:
     import datasets
 
     return datasets.load_dataset("json", data_files=file)["train"]

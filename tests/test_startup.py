@@ -1,0 +1,232 @@
+"""The start-up check: each refusal names key, value and mend; what is right is silent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf, open_dict
+
+import verl_prefix.hydra_group
+from verl_prefix import startup, training_data
+from verl_prefix.config import PrefixConfig
+from verl_prefix.exceptions import DemonstrationError, PrefixConfigError
+
+PROMPT = [{"role": "user", "content": "1+1="}]
+
+
+def write(path, demos=None, **columns):
+    count = len(demos) if demos is not None else len(next(iter(columns.values())))
+    table = {
+        "prompt": [PROMPT] * count,
+        "extra_info": [{"index": i, "split": "train"} for i in range(count)],
+        **columns,
+    }
+    if demos is not None:
+        table["demos"] = demos
+    pq.write_table(pa.table(table), path)
+    return str(path)
+
+
+class CharTokenizer:
+    all_special_ids = [ord("$")]
+    eos_token_id = ord("$")
+
+    def encode(self, text, add_special_tokens=False):
+        return [ord(c) for c in text]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A composed configuration that passes the check."""
+    import hydra as hydra_module
+
+    verl_prefix.hydra_group.register(hydra_module)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": 128}))
+    monkeypatch.setattr(startup, "_tokenizer", lambda config: CharTokenizer())
+    overrides = [
+        "+prefix=prefix_rft",
+        f"data.train_files={write(tmp_path / 'train.parquet', [['abcdef'], []])}",
+        f"data.val_files={write(tmp_path / 'val.parquet', data_source=['x'])}",
+        "data.max_prompt_length=32",
+        "data.max_response_length=32",
+        f"actor_rollout_ref.model.path={model}",
+        "actor_rollout_ref.rollout.name=vllm",
+        "trainer.total_training_steps=500",
+        "trainer.logger=[console]",
+    ]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=overrides)
+
+
+def test_a_correct_run_is_silent(config):
+    assert startup.check(config) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "mend"),
+    [
+        ("algorithm.rollout_correction.bypass_mode", True, "Set it to false"),
+        ("trainer.v1.trainer_mode", "colocate_async", "prefix_sync"),
+        ("trainer.v1.trainer_mode", "sync", "prefix_sync"),
+        ("trainer.use_v1", False, "leave it true"),
+        ("actor_rollout_ref.rollout.agent.default_agent_loop", "single_turn_agent", "prefix_agent"),
+        ("actor_rollout_ref.rollout.multi_turn.enable", True, "set it to false"),
+        ("actor_rollout_ref.rollout.max_model_len", 63, "at least 64"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla", "prefix_rft"),
+        ("algorithm.adv_estimator", "gae", "prefix_rft"),
+        ("prefix.sampling.rollouts", 9, "raise n"),
+        ("prefix.sampling.min_prefix_len", 32, "no room for a continuation"),
+        ("prefix.sampling.high", 0.5, "must not be below"),
+        ("data.max_response_length", 4096, "128"),
+    ],
+)
+def test_refusals(config, key, value, mend):
+    with open_dict(config):
+        OmegaConf.update(config, key, value)
+    with pytest.raises((PrefixConfigError, DemonstrationError)) as caught:
+        startup.check(config)
+    assert key.split(".")[-1] in str(caught.value)
+    assert mend in str(caught.value)
+
+
+def test_unresolved_group_is_refused(config):
+    with open_dict(config):
+        config.prefix = "prefix_rft"
+    with pytest.raises(PrefixConfigError, match=r"prefix='prefix_rft'.*not resolved"):
+        startup.check(config)
+
+
+def test_multimodal_model_is_refused(config):
+    from pathlib import Path
+
+    folder = Path(config.actor_rollout_ref.model.path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    with pytest.raises(PrefixConfigError, match="multimodal"):
+        startup.check(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "warning"),
+    [
+        ("actor_rollout_ref.rollout.n", 1, "group of one"),
+        ("algorithm.use_kl_in_reward", True, "use_kl_loss"),
+        ("trainer.total_training_steps", 100, r"Set prefix.schedule.steps=100"),
+        ("trainer.logger", ["file"], "VERL_FILE_LOGGER_PATH"),
+    ],
+)
+def test_supported_but_unwise_is_one_actionable_warning(config, key, value, warning, monkeypatch):
+    monkeypatch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
+    OmegaConf.update(config, key, value)
+    (found,) = startup.check(config)
+    assert warning in found
+
+
+def data_check(train, val=(), **prefix):
+    return training_data.check(
+        PrefixConfig.of(prefix), train_files=train, val_files=val, tokenizer=CharTokenizer(), response_length=8
+    )
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(PrefixConfigError, match=r"data.train_files=.*nowhere.parquet.*does not exist"):
+        data_check([str(tmp_path / "nowhere.parquet")])
+
+
+def test_training_file_without_the_column(tmp_path):
+    file = write(tmp_path / "plain.parquet", data_source=["x"])
+    with pytest.raises(DemonstrationError, match=r"plain.parquet: has no column 'demos'.*prefix.demonstrations.column"):
+        data_check([file])
+
+
+@pytest.mark.parametrize("demos", [[[], []], [["abcdefgh"], ["toolongtoo"]], [["a$b"], [""]]])
+def test_training_file_with_no_usable_demonstration(tmp_path, demos):
+    with pytest.raises(DemonstrationError, match="none of the demonstrations in 'demos' can be used"):
+        data_check([write(tmp_path / "train.parquet", demos)])
+
+
+def test_demo_ratio_that_leaves_nothing(tmp_path):
+    file = write(tmp_path / "train.parquet", [["abc"]] * 4)
+    with pytest.raises(DemonstrationError, match="every cell is empty"):
+        data_check([file], demonstrations={"demo_ratio": 0.0})
+
+
+def test_wrong_type_names_row_and_position(tmp_path):
+    with pytest.raises(DemonstrationError, match=r"train.parquet: row 1, demos\[0\] is int"):
+        data_check([write(tmp_path / "train.parquet", [[], [1, 2]])])
+
+
+def test_validation_rows_with_demonstrations(tmp_path):
+    train = write(tmp_path / "train.parquet", [["abc"]])
+    val = write(tmp_path / "val.parquet", [[], ["abc"]])
+    with pytest.raises(
+        DemonstrationError, match=r"val.parquet: validation row 1 carries a demonstration.*Drop the column"
+    ):
+        data_check([train], [val])
+    other_agent = write(tmp_path / "val2.parquet", [["abc"]], agent_name=["single_turn_agent"])
+    assert data_check([train], [other_agent]) == []
+    empty = write(tmp_path / "val3.parquet", [[], None])
+    assert data_check([train], [empty]) == []
+
+
+def test_share_of_unusable_demonstrations_warns(tmp_path):
+    file = write(tmp_path / "train.parquet", [["abc"], ["abcdefghijk"], ["a$c", "abd"], []])
+    (warning,) = data_check([file])
+    assert "2 of 4 demonstrations" in warning
+    assert "does not fit the response limit" in warning
+
+
+def test_rows_without_numbers_warn(tmp_path):
+    count = 10
+    rows = {"prompt": [PROMPT] * count, "extra_info": [{"index": 0}] * count, "demos": [["abc"]] * count}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    (warning,) = data_check([str(tmp_path / "train.parquet")])
+    assert "only 1 values in 10 rows" in warning
+
+
+def test_several_files_and_jsonl(tmp_path):
+    jsonl = tmp_path / "train.jsonl"
+    jsonl.write_text(json.dumps({"prompt": PROMPT, "extra_info": {"index": 7}, "demos": ["abc"]}) + "\n")
+    assert data_check([write(tmp_path / "train.parquet", [["abc"]]), str(jsonl)]) == []
+
+
+def test_main_ppo_stops_before_ray(tmp_path):
+    """The real command line: an error within seconds, no Ray session, and the mend in the last lines."""
+    train = write(tmp_path / "train.parquet", data_source=["x"])
+    command = [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        "+prefix=prefix_rft",
+        f"data.train_files={train}",
+        f"data.val_files={train}",
+        "trainer.v1.trainer_mode=separate_async",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0
+    assert "trainer.v1.trainer_mode='separate_async': this preset needs prefix_sync" in done.stderr
+    assert "ray init kwargs" not in done.stdout
+
+
+def test_warnings_reach_the_user(config, monkeypatch):
+    import types
+
+    config.actor_rollout_ref.rollout.n = 1
+    module = types.ModuleType("config_module")
+    module.validate_config = lambda config, use_reference_policy=False, use_critic=False: None
+    startup.check_before_validation(module)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module.validate_config(config=config)
+    assert any("[verl_prefix]" in str(w.message) and "group of one" in str(w.message) for w in caught)
