@@ -61,9 +61,10 @@ def summary(
 ) -> None:
     """Held-out accuracy at the start, at the end and at best, cost, and a picture."""
     runs = {file.parent.name: file for file in metrics}
-    table = Table(title="Held-out accuracy (no prefix in validation)")
-    for column in ("run", "problems", "first", "last", "best (step)", "steps", "s/step", "generated tokens"):
-        table.add_column(column, justify="left" if column in ("run", "problems") else "right")
+    table = Table(title="Held-out accuracy, without prefixes")
+    for column in ("run", "problems", "first", "last", "best", "at", "steps", "s/step", "M tokens"):
+        text = column in ("run", "problems")
+        table.add_column(column, justify="left" if text else "right", no_wrap=True)
     for label, file in runs.items():
         step_seconds = sorted(value for _, value in run_log.series(file, "timing_s/step"))
         generated = _generated_tokens(file)
@@ -75,12 +76,14 @@ def summary(
                 source,
                 f"{curve[0][1]:.2f}",
                 f"{curve[-1][1]:.2f}",
-                f"{best:.2f} ({best_step})",
+                f"{best:.2f}",
+                str(best_step),
                 str(curve[-1][0]),
                 median,
-                f"{generated:,.0f}",
+                f"{generated / 1e6:.2f}",
             )
     console.print(table)
+    console.print("M tokens: millions of tokens the policy itself generated in training, prefixes not counted.")
     if picture is not None:
         learning_curves.draw(runs, picture)
         console.print(f"picture {picture}")
