@@ -61,7 +61,7 @@ def summary(
 ) -> None:
     """Held-out accuracy at the start, at the end and at best, cost, and a picture."""
     runs = {file.parent.name: file for file in metrics}
-    table = Table(title="Held-out accuracy, without prefixes")
+    table = Table(title="Held-out accuracy, without prefixes", box=None, padding=(0, 1))
     for column in ("run", "problems", "first", "last", "best", "at", "steps", "s/step", "M tokens"):
         text = column in ("run", "problems")
         table.add_column(column, justify="left" if text else "right", no_wrap=True)
