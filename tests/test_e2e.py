@@ -117,6 +117,21 @@ def test_resumed_run_draws_the_same_prefixes(prefix_run, train, tmp_path):
         assert {r["row_index"] for r in resumed.rollouts[step]} == {r["row_index"] for r in prefix_run.rollouts[step]}
 
 
+def test_the_control_has_no_prefixes(train, tmp_path):
+    """verl's own estimator through the same seam, on a training file that has demonstrations."""
+    run = train(tmp_path / "grpo", "grpo", 2, "trainer.val_before_train=false")
+    for step in (1, 2):
+        assert run.metrics[step][CORRELATION] > 0.999
+        assert run.metrics[step]["prefix/rollout_share"] == 0
+        assert run.prefixed(step) == []
+        assert "prefixed/reward" not in run.metrics[step]
+        # GRPO divides by the group's standard deviation: of 4 rollouts with one success, (1 - 0.25) / 0.5
+        assert run.metrics[step]["critic/advantages/max"] in (
+            0.0,
+            *(pytest.approx(x, abs=1e-3) for x in (0.5, 0.866, 1.5)),
+        )
+
+
 def test_tied_embeddings_reach_the_rollout_engine(train, testbed, tmp_path):
     """A reload skips a tied LM head; without the repair the rollout policy stays uniform and nothing complains."""
     import torch

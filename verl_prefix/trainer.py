@@ -80,6 +80,8 @@ class PrefixTrainerSync(PPOTrainerSync):
             "prefix_len": torch.where(real, data["prefix_len"].reshape(-1).long(), 0),
             "real": real,
             "keys": list(batch.keys),
+            # filled by `_estimate`; verl's own estimators have no entropy clip
+            "clip_kept": torch.zeros(0, dtype=torch.bool),
         }
 
     def _neutralise_prefix_rollout_log_probs(self, batch: KVBatchMeta) -> dict[str, Any]:
