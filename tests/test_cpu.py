@@ -14,7 +14,6 @@ from verl.plugin.platform import platform_cuda
 
 from verl_prefix.cpu import settings
 from verl_prefix.cpu.platform import PlatformCPU, build_device_module
-from verl_prefix.cpu.vllm_worker import repack_tied_lm_head
 
 
 def test_every_public_member_of_verls_platform_is_there():
@@ -81,23 +80,3 @@ def test_defaults_named_in_settings_are_verls(config):
     """If verl changes a default, `SUITABLE` would silently stop applying."""
     for key, (default, _) in settings.SUITABLE.items():
         assert OmegaConf.select(config, key) == default, key
-
-
-def test_only_a_tied_head_is_repacked():
-    class Quant:
-        calls = 0
-
-        def process_weights_after_loading(self, layer):
-            Quant.calls += 1
-
-    embedding = torch.nn.Embedding(3, 2)
-    embedding.quant_method = Quant()
-    model = torch.nn.Module()
-    model.model = torch.nn.Module()
-    model.model.embed_tokens = embedding
-    model.lm_head = torch.nn.Linear(2, 3)
-    repack_tied_lm_head(model)
-    assert Quant.calls == 0
-    model.lm_head = embedding
-    repack_tied_lm_head(model)
-    assert Quant.calls == 1

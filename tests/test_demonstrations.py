@@ -68,6 +68,18 @@ def test_cells_of_any_container(cell, demonstrations):
     assert as_list(cell) == demonstrations
 
 
+def test_special_tokens_without_a_name_count_too(tokenizer):
+    """Llama-3's role markers are special tokens that `all_special_ids` does not list."""
+    from types import SimpleNamespace
+
+    inner = CharTokenizer()
+    inner.added_tokens_decoder = {ord("#"): SimpleNamespace(special=True), ord("b"): SimpleNamespace(special=False)}
+    marked = DemonstrationTokenizer(inner, response_length=8)
+    assert marked.classify("a#b") == "special_token"
+    assert marked.classify("abc#") == tuple(map(ord, "abc"))
+    assert tokenizer.classify("a#b") == tuple(map(ord, "a#b"))
+
+
 def test_usable_keeps_order_and_drops_the_rest(tokenizer):
     assert tokenizer.usable(["abc", 3, "", "xyz$", "a$b"]) == [tuple(map(ord, "abc")), tuple(map(ord, "xyz"))]
 

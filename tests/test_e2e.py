@@ -86,13 +86,6 @@ def test_no_prefix_in_validation(prefix_run):
     assert 0.1 < prefix_run.metrics[0]["val-core/chain_easy/acc/mean@1"] < 0.4
 
 
-def test_it_learns_what_the_policy_can_reach(prefix_run):
-    assert (
-        prefix_run.metrics[4]["val-core/chain_easy/acc/mean@1"]
-        > prefix_run.metrics[0]["val-core/chain_easy/acc/mean@1"] + 0.05
-    )
-
-
 def test_start_of_the_run_is_announced_in_one_line(prefix_run):
     lines = (prefix_run.folder / "console.log").read_text().splitlines()
     banner = [line for line in lines if line.startswith("[verl_prefix 0")]
@@ -119,8 +112,11 @@ def test_resumed_run_draws_the_same_prefixes(prefix_run, train, tmp_path):
 
 def test_the_control_has_no_prefixes(train, tmp_path):
     """verl's own estimator through the same seam, on a training file that has demonstrations."""
-    run = train(tmp_path / "grpo", "grpo", 2, "trainer.val_before_train=false")
-    for step in (1, 2):
+    run = train(tmp_path / "grpo", "grpo", 12, "actor_rollout_ref.actor.optim.lr=5e-4")
+    # it learns what the policy can reach: about 0.2 to 0.65 in twelve small steps
+    easy = "val-core/chain_easy/acc/mean@1"
+    assert run.metrics[12][easy] > run.metrics[0][easy] + 0.15
+    for step in range(1, 13):
         assert run.metrics[step][CORRELATION] > 0.999
         assert run.metrics[step]["prefix/rollout_share"] == 0
         assert run.prefixed(step) == []
@@ -130,30 +126,3 @@ def test_the_control_has_no_prefixes(train, tmp_path):
             0.0,
             *(pytest.approx(x, abs=1e-3) for x in (0.5, 0.866, 1.5)),
         )
-
-
-def test_tied_embeddings_reach_the_rollout_engine(train, testbed, tmp_path):
-    """A reload skips a tied LM head; without the repair the rollout policy stays uniform and nothing complains."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    tied = tmp_path / "testbed"
-    shutil.copytree(testbed, tied)
-    config = AutoConfig.from_pretrained(tied / "model")
-    config.tie_word_embeddings = True
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(
-        {
-            k: v
-            for k, v in AutoModelForCausalLM.from_pretrained(tied / "model").state_dict().items()
-            if "lm_head" not in k
-        },
-        strict=False,
-    )
-    model.save_pretrained(tied / "model")
-    AutoTokenizer.from_pretrained(testbed / "model").save_pretrained(tied / "model")
-    run = train(tmp_path / "run", "prefix_rft", 2, "trainer.val_before_train=false", testbed=tied)
-    for step in (1, 2):
-        assert run.metrics[step][CORRELATION] > 0.99
-        assert run.metrics[step]["rollout_corr/rollout_ppl"] < 200  # the vocabulary has 259 entries

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_prefix.metrics import CORRELATION, DESCRIPTIONS, CorrelationWatch, prefix_metrics
+from verl_prefix.metrics import CORRELATION, DESCRIPTIONS, DIFFERENCE, CorrelationWatch, prefix_metrics
 
 
 @pytest.fixture
@@ -121,3 +121,10 @@ def test_low_correlation_warns_once_in_a_while():
         assert watch.check({CORRELATION: 0.1}, 5)
     with pytest.warns(RuntimeWarning, match="step 12"):
         watch.check({CORRELATION: 0.1}, 12)
+
+
+def test_undefined_correlation_warns_only_if_the_two_differ():
+    nan = float("nan")
+    assert not CorrelationWatch(0.9).check({CORRELATION: nan, DIFFERENCE: 1e-6}, 1)
+    with pytest.warns(RuntimeWarning, match="correlate at nan"):
+        assert CorrelationWatch(0.9).check({CORRELATION: nan, DIFFERENCE: 0.4}, 1)

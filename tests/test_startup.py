@@ -98,10 +98,42 @@ def test_refusals(config, key, value, mend):
     assert mend in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.v1.trainer_mode", "prefix_sync"),
+        ("algorithm.adv_estimator", "dr_grpo_prefix"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", "prefix_rft"),
+    ],
+)
+def test_a_name_of_the_plugins_without_the_preset_is_refused(config, key, value):
+    plain = OmegaConf.create(OmegaConf.to_container(config))
+    del plain.prefix
+    plain.trainer.v1.trainer_mode, plain.algorithm.adv_estimator = "sync", "grpo"
+    plain.actor_rollout_ref.actor.policy_loss.loss_mode = "vanilla"
+    assert not startup.concerns(plain)
+    OmegaConf.update(plain, key, value)
+    assert startup.concerns(plain)
+    with pytest.raises(PrefixConfigError, match=r"prefix=None.*\+prefix=prefix_rft"):
+        startup.check(plain)
+
+
 def test_unresolved_group_is_refused(config):
     with open_dict(config):
         config.prefix = "prefix_rft"
     with pytest.raises(PrefixConfigError, match=r"prefix='prefix_rft'.*not resolved"):
+        startup.check(config)
+
+
+def test_tied_embeddings_are_refused_on_the_cpu_engine(config):
+    from pathlib import Path
+
+    folder = Path(config.actor_rollout_ref.model.path)
+    made = {"model_type": "qwen2", "max_position_embeddings": 128, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(made))
+    assert startup.check(config) == []
+    config.trainer.device = "cpu"
+    with pytest.raises(PrefixConfigError, match="ties its embeddings.*tie_word_embeddings=false"):
         startup.check(config)
 
 
@@ -120,7 +152,6 @@ def test_multimodal_model_is_refused(config):
         ("actor_rollout_ref.rollout.n", 1, "group of one"),
         ("algorithm.use_kl_in_reward", True, "use_kl_loss"),
         ("trainer.total_training_steps", 100, r"Set prefix.schedule.steps=100"),
-        ("trainer.logger", ["file"], "VERL_FILE_LOGGER_PATH"),
     ],
 )
 def test_supported_but_unwise_is_one_actionable_warning(config, key, value, warning, monkeypatch):
@@ -128,6 +159,23 @@ def test_supported_but_unwise_is_one_actionable_warning(config, key, value, warn
     OmegaConf.update(config, key, value)
     (found,) = startup.check(config)
     assert warning in found
+
+
+def test_file_logger_that_would_overwrite_warns(config, tmp_path, monkeypatch):
+    log = tmp_path / "metrics.jsonl"
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(log))
+    config.trainer.logger = "file"
+    assert startup.check(config) == []
+    log.write_text("{}")
+    (warning,) = startup.check(config)
+    assert "overwrites" in warning
+
+
+def test_equal_log_folders_are_refused(config):
+    with open_dict(config):
+        config.trainer.rollout_data_dir = config.trainer.validation_data_dir = "logs"
+    with pytest.raises(PrefixConfigError, match="validation_data_dir"):
+        startup.check(config)
 
 
 def data_check(train, val=(), **prefix):
@@ -155,8 +203,30 @@ def test_training_file_with_no_usable_demonstration(tmp_path, demos):
 
 def test_demo_ratio_that_leaves_nothing(tmp_path):
     file = write(tmp_path / "train.parquet", [["abc"]] * 4)
-    with pytest.raises(DemonstrationError, match="every cell is empty"):
+    with pytest.raises(DemonstrationError, match=r"prefix.demonstrations.demo_ratio=0.0 drops all 4 rows"):
         data_check([file], demonstrations={"demo_ratio": 0.0})
+
+
+def test_null_index_late_in_the_file(tmp_path):
+    count = 100
+    extra = [{"index": i if i != 90 else None} for i in range(count)]
+    rows = {"prompt": [PROMPT] * count, "extra_info": extra, "demos": [["abc"]] * count}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    with pytest.raises(DemonstrationError, match=r"train.parquet: row 90, extra_info.index is None"):
+        data_check([str(tmp_path / "train.parquet")])
+
+
+def test_training_rows_of_another_agent(tmp_path):
+    file = write(tmp_path / "train.parquet", [["abc"], ["abd"]], agent_name=["prefix_agent", "tool_agent"])
+    with pytest.raises(DemonstrationError, match=r"row 1, agent_name is 'tool_agent'.*Drop the column"):
+        data_check([file])
+
+
+def test_string_columns_in_other_arrow_clothes(tmp_path):
+    column = pa.array([["abc"], ["abd"]], type=pa.list_(pa.string(), 1))
+    table = pa.table({"prompt": [PROMPT] * 2, "extra_info": [{"index": 0}, {"index": 1}], "demos": column})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert data_check([str(tmp_path / "train.parquet")]) == []
 
 
 def test_wrong_type_names_row_and_position(tmp_path):

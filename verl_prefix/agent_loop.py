@@ -73,7 +73,7 @@ class PrefixAgentLoop(AgentLoopBase):
         metrics: dict[str, Any] = {}
         with simple_timer("generate_sequences", metrics):
             generated = await self.server_manager.generate(
-                request_id=uuid4().hex,
+                request_id=f"det-{priority}" if self.rollout_config.get("full_determinism") else uuid4().hex,
                 prompt_ids=prompt_ids + prefix_ids,
                 # The prefix counts against the limit, so that the policy's EOS always fits.
                 sampling_params={**sampling_params, "max_tokens": self.response_length - len(prefix_ids)},

@@ -17,7 +17,7 @@ from verl_prefix.exceptions import PrefixConfigError
 
 
 def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field with its documentation and its range, both readable by tools (`docs/config.md`)."""
+    """A dataclass field with its documentation and its range, both readable by tools."""
     return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
 
 

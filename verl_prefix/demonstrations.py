@@ -48,7 +48,9 @@ class DemonstrationTokenizer:
     def __init__(self, tokenizer: Any, response_length: int):
         self.tokenizer = tokenizer
         self.response_length = response_length
-        self._special = frozenset(tokenizer.all_special_ids)
+        # `all_special_ids` has the named ones only; Llama-3's <|eot_id|> is special without a name of its own.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special = frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
         self._cache: OrderedDict[str, tuple[int, ...] | str] = OrderedDict()
         self.tokenised = 0
 

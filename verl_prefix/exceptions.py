@@ -28,10 +28,3 @@ class DemonstrationError(PrefixError, ValueError):
     Usual causes: the demonstration column is missing, holds something other than a list of strings, or every
     demonstration is longer than the response limit. The message names the file, the row and the mend.
     """
-
-
-class UpstreamMismatchError(PrefixError, ImportError):
-    """The installed verl, vLLM or TransferQueue lacks a name that this plugin builds on.
-
-    Usual cause: a version other than the supported one (see README, "Known limits").
-    """

@@ -16,6 +16,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
+DIFFERENCE = "training/rollout_probs_diff_mean"
 
 #: what is measured on prefixed and on on-policy rollouts alike, suffix -> meaning
 _SIDES = {
@@ -156,7 +157,12 @@ class CorrelationWatch:
     def check(self, step_metrics: dict[str, Any], step: int) -> bool:
         """True if this step's correlation is under the threshold (warns at most every `repeat_every` steps)."""
         value = step_metrics.get(CORRELATION)
-        if value is None or not float(value) < self.threshold:
+        # A constant distribution on either side has no correlation (NaN): uniform rollouts, or a policy that is certain
+        # of everything. Only the first is far from the other side.
+        undefined = value is not None and not np.isfinite(value)
+        if value is None or (undefined and not step_metrics.get(DIFFERENCE, 0.0) > 0.1):
+            return False
+        if not undefined and float(value) >= self.threshold:
             return False
         if self._last_warned is None or step - self._last_warned >= self.repeat_every:
             self._last_warned = step

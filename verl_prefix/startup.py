@@ -24,13 +24,25 @@ def check_before_validation(config_module: types.ModuleType) -> None:
     def checked(wrapped, instance, args, kwargs):
         result = wrapped(*args, **kwargs)
         config = kwargs["config"] if "config" in kwargs else args[0]
-        if config.get("prefix") is not None:
+        if concerns(config):
             for warning in check(config):
                 warnings.warn(f"[verl_prefix] {warning}", UserWarning, stacklevel=2)
             print(banner(config), flush=True)
         return result
 
     wrapt.wrap_function_wrapper(config_module, "validate_config", checked)
+
+
+def concerns(config: DictConfig) -> bool:
+    """Whether the run uses anything of the plugin's: its section, or one of its names in verl's keys."""
+    from verl_prefix.advantage import ESTIMATORS
+
+    return (
+        config.get("prefix") is not None
+        or config.trainer.v1.trainer_mode == TRAINER_MODE
+        or config.algorithm.adv_estimator in ESTIMATORS
+        or OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == LOSS_MODE
+    )
 
 
 def check(config: DictConfig) -> list[str]:
@@ -40,6 +52,10 @@ def check(config: DictConfig) -> list[str]:
         PrefixConfigError: names key, value and mend.
         DemonstrationError: names file, row and mend.
     """
+    if config.get("prefix") is None:
+        raise PrefixConfigError(
+            "prefix", None, "a name of the plugin's is set without its preset; add +prefix=prefix_rft instead."
+        )
     if not isinstance(config.prefix, DictConfig):
         raise PrefixConfigError(
             "prefix",
@@ -48,9 +64,9 @@ def check(config: DictConfig) -> list[str]:
             "environment (`python -c 'import verl_prefix.plugin'`), and VERL_USE_EXTERNAL_PLUGINS not `none`?",
         )
     prefix = PrefixConfig.of(config.prefix)
-    warn = [*_check_trainer(config, prefix), *_check_lengths(config, prefix)]
+    warn = [*_check_trainer(config, prefix), *_check_lengths(config, prefix), *_check_model(config)]
     if prefix.sampling.rollouts > 0:
-        warn += [*_check_method(config, prefix), *_check_model(config)]
+        warn += _check_method(config, prefix)
         warn += training_data.check(
             prefix,
             train_files=_files(config.data.train_files),
@@ -106,19 +122,23 @@ def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
             prefix.sampling.rollouts,
             f"exceeds actor_rollout_ref.rollout.n={rollout.n}; lower it or raise n.",
         )
+    logs = trainer.get("rollout_data_dir"), trainer.get("validation_data_dir")
+    if logs[0] is not None and logs[0] == logs[1]:
+        raise PrefixConfigError("trainer.validation_data_dir", logs[1], "must differ from trainer.rollout_data_dir.")
     warn = []
     if rollout.n < 2:
         warn.append(
             "actor_rollout_ref.rollout.n=1: a group of one has no baseline and advantage 0; use n=8 as the paper."
         )
-    if (
-        trainer.resume_mode != "disable"
-        and "file" in list(trainer.logger)
-        and "VERL_FILE_LOGGER_PATH" not in os.environ
-    ):
+    if not rollout.calculate_log_probs:
         warn.append(
-            "the `file` logger overwrites its log on a resume; set VERL_FILE_LOGGER_PATH to a new file per segment."
+            "actor_rollout_ref.rollout.calculate_log_probs=False: nobody notices if the rollout engine does not sample "
+            "from the trained policy; set it to true."
         )
+    loggers = [trainer.logger] if isinstance(trainer.logger, str) else list(trainer.logger)
+    log_file = os.environ.get("VERL_FILE_LOGGER_PATH", "")
+    if "file" in loggers and os.path.exists(log_file):
+        warn.append(f"the `file` logger overwrites {log_file}; for a resume set VERL_FILE_LOGGER_PATH to a new file.")
     return warn
 
 
@@ -181,6 +201,14 @@ def _check_model(config: DictConfig) -> list[str]:
     if getattr(hf_config, "vision_config", None) is not None:
         raise PrefixConfigError(
             "actor_rollout_ref.model.path", model.path, "multimodal models are not supported; use a text model."
+        )
+    if config.trainer.device == "cpu" and hf_config.tie_word_embeddings:
+        # vLLM's CPU engine leaves the LM head at its dummy values then: rollouts from a uniform policy, no complaint
+        raise PrefixConfigError(
+            "actor_rollout_ref.model.path",
+            model.path,
+            "the model ties its embeddings, which vLLM's CPU engine does not reload. Save it with its own LM head "
+            "(tie_word_embeddings=false in config.json), or train on a GPU.",
         )
     positions = getattr(hf_config, "max_position_embeddings", None)
     override = OmegaConf.select(config, "actor_rollout_ref.model.override_config.max_position_embeddings")

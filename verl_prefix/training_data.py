@@ -47,25 +47,57 @@ def check(
 def _check_training(prefix: PrefixConfig, files: Sequence[str], tokenizer: DemonstrationTokenizer) -> list[str]:
     column = prefix.demonstrations.column
     for file in files:
+        _refuse_other_agents(file)
         _check_column(file, column)
-    sampled, usable, reasons = 0, 0, Counter()
+    indices = _row_indices(files)
+    sampled, usable, dropped, reasons = 0, 0, 0, Counter()
     for cell, index in (pair for file in files for pair in _cells(file, column)):
         if sampled >= _SAMPLE and usable:
             break
-        if as_list(cell) and keeps_demonstrations(prefix, index):
+        if as_list(cell) and not keeps_demonstrations(prefix, index):
+            dropped += 1
+        elif as_list(cell):
             sampled += 1
             results = [tokenizer.classify(demonstration) for demonstration in as_list(cell)]
             unusable = [result for result in results if isinstance(result, str)]
             reasons.update(unusable)
             usable += len(results) - len(unusable)
     if not usable:
-        why = _reasons(reasons) or "every cell is empty"
+        why = _reasons(reasons)
+        if not why and dropped:
+            ratio = prefix.demonstrations.demo_ratio
+            why = f"prefix.demonstrations.demo_ratio={ratio} drops all {dropped} rows; raise it"
+        why = why or "every cell is empty"
         raise DemonstrationError(
             f"{', '.join(files)}: none of the demonstrations in {column!r} can be used ({why}). Raise "
             "data.max_response_length, mend the file, or set prefix.sampling.rollouts=0 for a run without prefixes."
         )
-    indices = Counter(index for file in files for _, index in _cells(file, None))
     return [*_usability_warnings(column, usable, reasons, sampled), *_index_warnings(indices)]
+
+
+def _row_indices(files: Sequence[str]) -> Counter:
+    """How often each `extra_info.index` occurs. They key the random choices, so every row has to have a usable one."""
+    indices: Counter = Counter()
+    for file in files:
+        for row, (_, index) in enumerate(_cells(file, None)):
+            if not isinstance(index, (int, str)):
+                raise DemonstrationError(
+                    f"{file}: row {row}, extra_info.index is {index!r}, not an integer or a string. Number the rows."
+                )
+            indices[index] += 1
+    return indices
+
+
+def _refuse_other_agents(file: str) -> None:
+    """A column `agent_name` overrides the configured agent loop row by row."""
+    if "agent_name" not in _schema(file).names:
+        return
+    for row, (_, agent) in enumerate(_cells(file, None, "agent_name")):
+        if agent != "prefix_agent":
+            raise DemonstrationError(
+                f"{file}: row {row}, agent_name is {agent!r}; every training row has to be on prefix_agent. "
+                "Drop the column."
+            )
 
 
 def _reasons(reasons: Counter) -> str:
@@ -109,6 +141,8 @@ def _check_column(file: str, column: str) -> None:
         return
     for row, (cell, _) in enumerate(_cells(file, column)):
         for position, demonstration in enumerate(as_list(cell)):
+            if isinstance(demonstration, str):
+                continue
             raise DemonstrationError(
                 f"{file}: row {row}, {column}[{position}] is {type(demonstration).__name__} "
                 f"({str(demonstration)[:40]!r}), not a string. Write the demonstrations as list<string>."

@@ -28,15 +28,3 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
         receiver = BucketedWeightReceiver(zmq_handle=self._get_zmq_handle(), device=self.device, use_shm=use_shm)
         receiver.receive_weights(on_bucket_received=collect)
         self.model_runner.reload_weights(weights_iterator=iter(weights))
-        repack_tied_lm_head(self.model_runner.model)
-
-
-def repack_tied_lm_head(model: torch.nn.Module) -> None:
-    """Rebuild the LM head's packed matrix from the embedding it is tied to.
-
-    A reload skips the tied head, whose packed copy would stay at its dummy values: rollouts from a uniform policy
-    while training runs on and nothing complains.
-    """
-    embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
-    if embedding is not None and getattr(model, "lm_head", None) is embedding:
-        embedding.quant_method.process_weights_after_loading(embedding)
