@@ -37,9 +37,8 @@ install() {
 installed_torch() { "$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true; }
 if [ "$(installed_torch)" != "$TORCH+cpu" ]; then
     say "torch $TORCH, CPU build"
-    if command -v uv >/dev/null; then
-        uv pip install --quiet --python "$VENV/bin/python" --torch-backend=cpu "torch==$TORCH"
-    else
+    if ! { command -v uv >/dev/null &&
+        uv pip install --quiet --python "$VENV/bin/python" --torch-backend=cpu "torch==$TORCH"; }; then
         # --no-deps: should the index serve a CUDA build, do not fetch gigabytes of CUDA libraries with it
         install --no-deps "torch==$TORCH"
     fi

@@ -202,7 +202,7 @@ def _check_model(config: DictConfig) -> list[str]:
         raise PrefixConfigError(
             "actor_rollout_ref.model.path", model.path, "multimodal models are not supported; use a text model."
         )
-    if config.trainer.device == "cpu" and hf_config.tie_word_embeddings:
+    if config.trainer.device == "cpu" and getattr(hf_config, "tie_word_embeddings", False):
         # vLLM's CPU engine leaves the LM head at its dummy values then: rollouts from a uniform policy, no complaint
         raise PrefixConfigError(
             "actor_rollout_ref.model.path",
