@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 
 from verl_prefix import run_log
-from verl_prefix.cli import _generated_tokens
 
 runs = {name: Path(sys.argv[1]) / name / "metrics.jsonl" for name in ("stock", "grpo", "prefix_rft")}
 skip = 4  # the first steps warm caches up
@@ -29,7 +28,7 @@ step, gen, tokens = {}, {}, {}
 for name, file in runs.items():
     step[name] = statistics.median([v for s, v in run_log.series(file, "timing_s/step") if s > skip])
     gen[name] = statistics.median([v for s, v in run_log.series(file, "timing_s/gen") if s > skip])
-    tokens[name] = _generated_tokens(file)
+    tokens[name] = run_log.generated_tokens(file)
 for name in runs:
     print(
         f"{name:<12} step x{step[name] / step['grpo']:.2f}  generation x{gen[name] / gen['grpo']:.2f}  "

@@ -17,9 +17,9 @@ from verl.utils.profiler import simple_timer
 
 from verl_prefix.config import PrefixConfig
 from verl_prefix.demonstrations import DemonstrationTokenizer
+from verl_prefix.names import AGENT_NAME
 from verl_prefix.sampling import PrefixDraw, draw_prefix
 
-AGENT_NAME = "prefix_agent"
 #: key of the rollout's prefix record in verl's `extra_fields`
 RECORD = "prefix"
 _CACHED_PROMPTS = 256

@@ -67,7 +67,7 @@ def summary(
         table.add_column(column, justify="left" if text else "right", no_wrap=True)
     for label, file in runs.items():
         step_seconds = sorted(value for _, value in run_log.series(file, "timing_s/step"))
-        generated = _generated_tokens(file)
+        generated = run_log.generated_tokens(file)
         for source, curve in sorted(run_log.accuracies(file).items()):
             best_step, best = max(curve, key=lambda point: point[1])
             median = f"{step_seconds[len(step_seconds) // 2]:.1f}" if step_seconds else "-"
@@ -87,17 +87,6 @@ def summary(
     if picture is not None:
         learning_curves.draw(runs, picture)
         console.print(f"picture {picture}")
-
-
-def _generated_tokens(file: Path) -> float:
-    """Training tokens the policy itself generated: response tokens less prefix tokens."""
-    tokens = 0.0
-    for _, values in run_log.steps(file):
-        if "response_length/mean" in values and "perf/total_num_tokens" in values:
-            per_rollout = values["response_length/mean"] + values["prompt_length/mean"]
-            responses = values["perf/total_num_tokens"] / per_rollout * values["response_length/mean"]
-            tokens += responses * (1 - values.get("prefix/token_share", 0.0))
-    return tokens
 
 
 def _print_validation(step: int, values: dict[str, float]) -> None:

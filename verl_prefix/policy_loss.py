@@ -14,9 +14,8 @@ from tensordict import TensorDict
 from verl_prefix import columns
 from verl_prefix.advantage import prefix_mask
 from verl_prefix.config import PrefixConfig
+from verl_prefix.names import LOSS_MODE
 from verl_prefix.objective import token_policy_loss
-
-LOSS_MODE = "prefix_rft"
 
 
 def worker_loss(config, model_output: dict, data: TensorDict, dp_group=None, *, prefix: PrefixConfig):

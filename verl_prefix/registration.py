@@ -7,11 +7,11 @@ import types
 
 def register_algorithms(core_algos: types.ModuleType) -> None:
     """The advantage estimators and the policy loss, under their names in verl's registries."""
-    from verl_prefix import estimator, policy_loss
+    from verl_prefix import estimator, names, policy_loss
 
     for name, function in estimator.REGISTERED.items():
         core_algos.register_adv_est(name)(function)
-    core_algos.register_policy_loss(policy_loss.LOSS_MODE)(policy_loss.policy_loss)
+    core_algos.register_policy_loss(names.LOSS_MODE)(policy_loss.policy_loss)
 
 
 def register_trainer(trainer_sync: types.ModuleType) -> None:

@@ -36,3 +36,14 @@ def accuracies(metrics_file: Path) -> dict[str, list[tuple[int, float]]]:
 def series(metrics_file: Path, name: str) -> list[tuple[int, float]]:
     """One metric over the steps that logged it."""
     return [(step, float(metrics[name])) for step, metrics in steps(metrics_file) if name in metrics]
+
+
+def generated_tokens(metrics_file: Path) -> float:
+    """Training tokens the policy itself generated: response tokens less prefix tokens."""
+    tokens = 0.0
+    for _, values in steps(metrics_file):
+        if "response_length/mean" in values and "perf/total_num_tokens" in values:
+            per_rollout = values["response_length/mean"] + values["prompt_length/mean"]
+            responses = values["perf/total_num_tokens"] / per_rollout * values["response_length/mean"]
+            tokens += responses * (1 - values.get("prefix/token_share", 0.0))
+    return tokens

@@ -14,8 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_prefix import __version__, training_data
 from verl_prefix.config import PrefixConfig
 from verl_prefix.exceptions import PrefixConfigError
-
-TRAINER_MODE, AGENT_NAME, LOSS_MODE = "prefix_sync", "prefix_agent", "prefix_rft"
+from verl_prefix.names import AGENT_NAME, LOSS_MODE, TRAINER_MODE
 
 
 def check_before_validation(config_module: types.ModuleType) -> None:

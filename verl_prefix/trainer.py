@@ -27,11 +27,10 @@ from verl_prefix.advantage import entropy_clip_mask, prefix_mask, shape_advantag
 from verl_prefix.agent_loop import RECORD
 from verl_prefix.config import PrefixConfig
 from verl_prefix.metrics import CorrelationWatch, prefix_metrics
-from verl_prefix.policy_loss import LOSS_MODE, worker_loss
+from verl_prefix.names import LOSS_MODE, TRAINER_MODE
+from verl_prefix.policy_loss import worker_loss
 
 logger = logging.getLogger(__name__)
-
-TRAINER_MODE = "prefix_sync"
 
 
 @register_trainer(TRAINER_MODE)

@@ -10,6 +10,7 @@ from typing import Any
 from verl_prefix.config import PrefixConfig
 from verl_prefix.demonstrations import UNUSABLE, DemonstrationTokenizer, as_list
 from verl_prefix.exceptions import DemonstrationError, PrefixConfigError
+from verl_prefix.names import AGENT_NAME
 from verl_prefix.sampling import keeps_demonstrations
 
 #: rows with demonstrations that are tokenised to estimate how many are usable
@@ -93,9 +94,9 @@ def _refuse_other_agents(file: str) -> None:
     if "agent_name" not in _schema(file).names:
         return
     for row, (_, agent) in enumerate(_cells(file, None, "agent_name")):
-        if agent != "prefix_agent":
+        if agent != AGENT_NAME:
             raise DemonstrationError(
-                f"{file}: row {row}, agent_name is {agent!r}; every training row has to be on prefix_agent. "
+                f"{file}: row {row}, agent_name is {agent!r}; every training row has to be on {AGENT_NAME}. "
                 "Drop the column."
             )
 
@@ -155,7 +156,7 @@ def _refuse_demonstrations(file: str, column: str) -> None:
         return
     agent_column = "agent_name" if "agent_name" in names else None
     for row, (cell, agent) in enumerate(_cells(file, column, agent_column)):
-        if as_list(cell) and (agent_column is None or agent == "prefix_agent"):
+        if as_list(cell) and (agent_column is None or agent == AGENT_NAME):
             raise DemonstrationError(
                 f"{file}: validation row {row} carries a demonstration in {column!r}; its prefix would be given to the "
                 "model in validation. Drop the column from the validation file."
