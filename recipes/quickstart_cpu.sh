@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a learned task on a CPU: environment, testbed, training with stock verl, summary and picture.
+# From nothing to a learned task on a CPU: environment, testbed, training with stock verl, summary, picture and a page with the rollouts.
 #   bash recipes/quickstart_cpu.sh                 Prefix-RFT
 #   bash recipes/quickstart_cpu.sh --grpo          plain GRPO on the same model, data and budget
 # Options: --steps N, --seed N, --out DIR; everything after `--` goes to verl as overrides.
@@ -33,5 +33,8 @@ python -m data_prep.testbed --out "$TESTBED" --seed "$SEED"
 echo "[3/3] $METHOD, $STEPS steps"
 RUN=$OUT/${METHOD}_seed$SEED
 bash recipes/testbed_cpu.sh "$METHOD" "$TESTBED" "$RUN" "$STEPS" "$SEED" "$@"
-verl-prefix summary "$OUT"/*_seed"$SEED"/metrics.jsonl --picture "$OUT/learning_curves.png"
+RUNS=()
+for file in "$OUT"/*_seed"$SEED"/metrics.jsonl; do RUNS+=("$(dirname "$file")"); done
+verl-prefix compare "${RUNS[@]}" --picture "$OUT/learning_curves.png"
+verl-prefix report "${RUNS[@]}" --out "$OUT/report.html"
 echo "whole command: $(( ($(date +%s) - BEGIN) / 60 )) min $(( ($(date +%s) - BEGIN) % 60 )) s"

@@ -8,7 +8,7 @@ VENV=${VENV:-$ROOT/.venv}
 PYTHON=${PYTHON:-python3}
 TORCH=2.13.0
 STAMP=$VENV/.verl_prefix_setup
-WANT=$(cat "$ROOT/setup.py" "$ROOT/recipes/constraints_cpu.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -d' ' -f1)
+WANT=$(cat "$ROOT/setup.py" "$ROOT"/recipes/{lock,constraints}_cpu.txt "${BASH_SOURCE[0]}" | sha256sum | cut -d' ' -f1)
 
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$WANT $ROOT" ]; then
     echo "[setup] $VENV is up to date"
@@ -49,8 +49,15 @@ if [ "$(installed_torch)" != "$TORCH+cpu" ]; then
     fi
 fi
 
-say "verl, vLLM for CPU, this package (about 2 minutes)"
-install --constraint "$ROOT/recipes/constraints_cpu.txt" "torch==$(installed_torch)" --editable "$ROOT[cpu,dev]"
+# The lock fits the Python and platform in its first line; elsewhere some of its versions have no build.
+HERE=$("$VENV/bin/python" -c 'import platform as p; print("Python {}.{} on".format(*p.python_version_tuple()), p.system(), p.machine())')
+CONSTRAINTS=$ROOT/recipes/lock_cpu.txt
+if ! head -n 1 "$CONSTRAINTS" | grep -qF "for $HERE."; then
+    CONSTRAINTS=$ROOT/recipes/constraints_cpu.txt
+    say "the lock is not for $HERE; versions are held by ${CONSTRAINTS##*/} alone"
+fi
+say "verl, vLLM for CPU, this package (about 2 minutes), versions of ${CONSTRAINTS##*/}"
+install --constraint "$CONSTRAINTS" "torch==$(installed_torch)" --editable "$ROOT[cpu,dev]"
 
 # vLLM asks for these; where the index has only builds for CUDA they break transformers, and a text model needs none.
 for package in torchvision torchaudio torchcodec; do

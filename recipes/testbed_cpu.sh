@@ -56,7 +56,15 @@ TRAINER=(
 )
 
 mkdir -p "$RUN"
-rm -f "$RUN/metrics.jsonl"
+case " $* " in
+    *" trainer.resume_mode=auto "* | *" trainer.resume_mode=resume_path "*) # verl's file logger would overwrite what is there
+        segment=1
+        while [ -e "$RUN/metrics.$segment.jsonl" ]; do segment=$((segment + 1)); done
+        if [ -e "$RUN/metrics.jsonl" ]; then mv "$RUN/metrics.jsonl" "$RUN/metrics.$segment.jsonl"; fi
+        ;;
+    *) rm -f "$RUN"/metrics*.jsonl ;;
+esac
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a model this small only waits for more threads
 export VERL_FILE_LOGGER_PATH=$RUN/metrics.jsonl HYDRA_FULL_ERROR=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 python -m verl.trainer.main_ppo \
     "${PREFIX[@]}" "${DATA[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@" >"$RUN/console.log" 2>&1 &

@@ -560,3 +560,58 @@ def test_zero_truncated_touches_continuations_of_truncated_prefixed_rows():
     expected = before.clone()
     expected[0, 3:] = expected[4, 3:] = 0
     assert torch.equal(got, expected)
+
+
+# --- baselines of the peers ---
+
+
+@pytest.mark.parametrize("baseline", ["group", "on_policy"])
+@pytest.mark.parametrize("normalize_std", [False, True])
+@pytest.mark.parametrize("rewards", ["binary", "normal"])
+@pytest.mark.parametrize("seed", range(3))
+def test_baseline_and_deviation_against_a_loop(baseline, normalize_std, rewards, seed):
+    batch = make_batch(seed, rewards=rewards)
+    config = PrefixConfig(
+        entropy_clip=EntropyClipConfig(keep="all"),
+        advantage=AdvantageConfig(baseline=baseline, normalize_std=normalize_std),
+    )
+    got, _ = advantage.prefix_rft(**{**batch, "entropy": None}, config=config)
+    mask, prefix_len = batch["response_mask"], batch["prefix_len"]
+    score = batch["token_level_rewards"].double().sum(-1).tolist()
+    expected = torch.zeros(mask.shape, dtype=torch.float64)
+    for b in range(len(mask)):
+        members = [
+            score[c]
+            for c in range(len(mask))
+            if batch["index"][c] == batch["index"][b] and mask[c].any() and (baseline == "group" or prefix_len[c] == 0)
+        ]
+        if not members:
+            continue
+        mean = math.fsum(members) / len(members)
+        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in members) / max(len(members) - 1, 1))
+        expected[b] = (score[b] - mean) / (spread + 1e-6 if normalize_std else 1) * mask[b]
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_likelihood_advantages_by_hand():
+    got = advantage.likelihood_advantages(
+        torch.full((3, 3), 9.0),
+        reward=torch.tensor([1.0, 0.0, 1.0]),
+        entropy=torch.tensor([[0.0, math.log(4), 7.0]] * 3),  # mean over two tokens: log 2
+        prefix_len=torch.tensor([0, 0, 2]),
+        response_mask=torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1]]),
+        weight=0.1,
+    )
+    torch.testing.assert_close(got, torch.tensor([[0.2, 0.2, 9.0], [-1.0, -1.0, -1.0], [9.0, 9.0, 9.0]]))
+
+
+def test_a_prompt_without_on_policy_rollouts_has_no_baseline_and_gets_nothing():
+    config = PrefixConfig(advantage=AdvantageConfig(baseline="on_policy"))
+    got, _ = advantage.prefix_rft(
+        token_level_rewards=torch.tensor([[1.0], [0.0], [1.0]]),
+        response_mask=torch.ones(3, 1),
+        index=["a", "a", "b"],
+        prefix_len=torch.tensor([1, 1, 0]),
+        config=config,
+    )
+    assert got.flatten().tolist() == [0.0, 0.0, 0.0]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
+import hydra.utils
 import pytest
+import torch
 from omegaconf import OmegaConf
+from verl.experimental.agent_loop import agent_loop as verl_agent_loop
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
-from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.tensordict_utils import get_tensordict, list_of_dict_to_tensordict
 
 from data_prep.testbed import task
 from data_prep.testbed.tokenizer import build_tokenizer
-from verl_prefix.agent_loop import PrefixAgentLoop, shared_agent_loop
+from verl_prefix.agent_loop import PrefixAgentLoop, PrefixAgentLoopOutput, shared_agent_loop
 from verl_prefix.config import PrefixConfig
+from verl_prefix.names import AGENT_NAME
 from verl_prefix.sampling import draw_prefix
 
 LIMIT = 32
@@ -47,7 +52,9 @@ class Server:
 def parts(tokenizer, server, **prefix):
     config = OmegaConf.create(
         {
-            "actor_rollout_ref": {"rollout": {"prompt_length": 16, "response_length": LIMIT}},
+            "actor_rollout_ref": {
+                "rollout": {"prompt_length": 16, "response_length": LIMIT, "calculate_log_probs": False}
+            },
             "data": {},
             "prefix": OmegaConf.structured(PrefixConfig.of(prefix)),
         }
@@ -190,3 +197,119 @@ def test_a_worker_builds_one_agent_loop(tokenizer):
     first, second = Server(), Server()
     assert asyncio.run(build(first)) is asyncio.run(build(first))
     assert asyncio.run(build(second)) is not asyncio.run(build(first))
+
+
+def test_verl_reaches_the_shared_loop_without_hydra_and_other_loops_through_it(tokenizer, monkeypatch):
+    """The same object, from the same arguments, as hydra itself would give."""
+    entry = verl_agent_loop._agent_loop_registry[AGENT_NAME]
+    given = parts(tokenizer, Server())
+
+    async def build(config):
+        return hydra.utils.instantiate(config=config, tools=None, **given)
+
+    by_hydra = asyncio.run(build(dict(entry)))  # equal, but not the entry itself
+    assert isinstance(by_hydra, PrefixAgentLoop)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("hydra was asked")
+
+    monkeypatch.setattr("hydra._internal.instantiate._instantiate2._instantiate_impl", refuse)
+    assert asyncio.run(build(entry)) is by_hydra
+    for other in (dict(entry), verl_agent_loop._agent_loop_registry["single_turn_agent"]):
+        with pytest.raises(AssertionError, match="hydra was asked"):
+            asyncio.run(build(other))
+
+
+def test_an_output_is_what_a_validated_one_would_be(tokenizer):
+    """The output is built without pydantic's validation: it has to pass it all the same, and store the same columns."""
+    loop = make(tokenizer, Server())
+    for kwargs in ({}, {"session": 1}):
+        output = run(loop, **row(**kwargs))
+        validated = PrefixAgentLoopOutput.model_validate(output.model_dump(exclude_unset=True))
+        assert validated == output
+        assert validated.model_fields_set == output.model_fields_set
+        columns, expected = output.as_dict(), validated.as_dict()
+        assert set(columns) == set(expected)
+        for name, column in expected.items():
+            if isinstance(column, torch.Tensor):
+                assert column.dtype == columns[name].dtype
+                assert column.equal(columns[name])
+
+
+def test_rollouts_of_a_group_share_no_list(tokenizer):
+    loop = make(tokenizer, Server())
+    first, second = run(loop, **row(session=1)), run(loop, **row(session=2))
+    first.prompt_ids.append(-1)
+    assert second.prompt_ids[-1] != -1
+    assert run(loop, **row(session=3)).prompt_ids == second.prompt_ids
+
+
+def test_a_whole_demonstration_asks_the_engine_nothing(tokenizer):
+    server = Server()
+    loop = make(tokenizer, server, sampling={"law": "whole"})
+    output = run(loop, **row(step=7))
+    ids = tokenizer.encode(DEMONSTRATION, add_special_tokens=False)
+    assert server.requests == []
+    assert output.response_ids == [*ids, tokenizer.eos_token_id]
+    assert output.prefix_len == len(output.response_ids) == len(output.response_mask)
+    assert output.response_logprobs is None  # this configuration does not ask for them
+    assert output.extra_fields["min_global_steps"] == output.extra_fields["max_global_steps"] == 6
+    assert not output.extra_fields["prefix"]["hit_limit"]
+    run(loop, **row(session=1))
+    assert len(server.requests) == 1
+
+
+def test_a_whole_demonstration_has_the_schema_of_a_rollout(tokenizer):
+    loop = make(tokenizer, Server(log_probs=True), sampling={"law": "whole"})
+    loop.rollout_config.calculate_log_probs = True
+    whole, plain = (run(loop, **row(session=session)).as_dict() for session in (0, 1))
+    assert set(whole) == set(plain)
+    assert set(whole["extra_fields"]) == set(plain["extra_fields"])
+    assert set(whole["metrics"]) == set(plain["metrics"])
+    assert len(whole["rollout_log_probs"]) == len(whole["responses"])
+
+
+def test_the_prompts_own_interval_bounds_the_prefix(tokenizer):
+    loop = make(tokenizer, Server(), sampling={"law": "adaptive", "rollouts": 2, "shared": True})
+    length = len(tokenizer.encode(DEMONSTRATION, add_special_tokens=False))
+    for low, high in ((0.0, 0.3), (0.6, 0.7)):
+        for step in range(1, 20):
+            outputs = [run(loop, **row(session=s, step=step, prefix_interval=[low, high])) for s in (0, 1)]
+            assert outputs[0].prefix_len == outputs[1].prefix_len
+            assert int(low * length) <= outputs[0].prefix_len <= high * length
+
+
+def test_a_demonstration_that_is_marked_wrong_is_never_drawn(tokenizer):
+    loop = make(tokenizer, Server())
+    other = DEMONSTRATION[::-1]
+    for step in range(1, 12):
+        output = run(loop, **row(step=step, demos=[other, DEMONSTRATION], demos_correct=[False, True]))
+        ids = tokenizer.encode(DEMONSTRATION, add_special_tokens=False)
+        assert output.response_ids[: output.prefix_len] == ids[: output.prefix_len]
+    assert run(loop, **row(demos_correct=[False])).prefix_len == 0
+
+
+def test_hints_end_with_a_step(tokenizer):
+    """Columns as verl hands them to the loop, the steps of a wrong demonstration before those of the right one."""
+    loop = make(
+        tokenizer,
+        Server(),
+        schedule={"kind": "constant", "initial": 0.5},
+        sampling={"law": "binomial", "at_steps": True, "parts": 5},
+    )
+    columns = {
+        "demos": [[DEMONSTRATION[::-1], DEMONSTRATION]],
+        "demos_correct": [[False, True]],
+        "demos_steps": [[[1], [2, 7, len(DEMONSTRATION)]]],
+    }
+    collated = get_tensordict(collate_fn([{name: cells[0] for name, cells in columns.items()}]))
+    passed = {
+        name: collated[name][0].data if hasattr(collated[name][0], "data") else collated[name][0] for name in columns
+    }
+    ids = tokenizer.encode(DEMONSTRATION, add_special_tokens=False)
+    seen = set()
+    for step in range(1, 30):
+        output = run(loop, **row(step=step, **passed))
+        assert output.response_ids[: output.prefix_len] == ids[: output.prefix_len]
+        seen.add(output.prefix_len)
+    assert seen == {0, 2, 7, len(ids) - 1}

@@ -12,6 +12,7 @@ import verl
 from omegaconf import OmegaConf
 from verl.plugin.platform import platform_cuda
 
+from verl_prefix import cpu
 from verl_prefix.cpu import settings
 from verl_prefix.cpu.platform import PlatformCPU, build_device_module
 
@@ -24,6 +25,15 @@ def test_every_public_member_of_verls_platform_is_there():
             if callable(member):
                 ours = inspect.signature(getattr(PlatformCPU, name)).parameters
                 assert list(ours) == list(inspect.signature(member).parameters), name
+
+
+def test_a_driver_of_a_remote_cluster_is_not_taken_for_a_cpu_machine(monkeypatch):
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    assert cpu.chosen()
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert not cpu.chosen()
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    assert cpu.chosen()
 
 
 def test_current_device_is_something_a_tensor_can_move_to():

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from verl_prefix.metrics import CORRELATION, DESCRIPTIONS, DIFFERENCE, CorrelationWatch, prefix_metrics
+from verl_prefix.metrics import (
+    CORRELATION,
+    DESCRIPTIONS,
+    DIFFERENCE,
+    CorrelationWatch,
+    clip_fractions,
+    grader_metrics,
+    prefix_metrics,
+)
 
 
 @pytest.fixture
@@ -31,11 +42,6 @@ def batch():
         },
         "expected_groups": 3,
         "rollouts_per_group": 2,
-        "step_metrics": {
-            # 1 of 7 response tokens is a clipped prefix token, 2 of 7 are clipped tokens of the policy's own
-            "actor/prefix/clipped_prefix_tokens": 1 / 7,
-            "actor/prefix/clipped_policy_tokens": 2 / 7,
-        },
     }
 
 
@@ -62,16 +68,40 @@ def test_values(batch):
         "prefixed/entropy": 3.0,
         "prefixed/response_len": 4,
         "prefixed/truncated": 1.0,
-        "prefixed/clipfrac": 0.5,
         "on_policy/reward": 0.5,
         "on_policy/advantage": -1 / 3,
         "on_policy/entropy": 8 / 3,
         "on_policy/response_len": 1.5,
         "on_policy/truncated": 0.0,
-        "on_policy/clipfrac": 2 / 5,
     }
     assert got == pytest.approx(expected, rel=1e-6)
-    assert set(expected) == set(DESCRIPTIONS), "every metric is documented and every documented one is made"
+    clip = {"prefix/clipfrac", "prefixed/clipfrac", "on_policy/clipfrac"}
+    gates = {"gate/failing_share", "gate/dropped_rollouts", "gate/dropped_tokens"}
+    terms = gates | {"sft/weight", "actor/sft_loss"}  # made by trainer and loss
+    assert set(expected) | clip | terms == set(DESCRIPTIONS), (
+        "every metric is documented and every documented one is made"
+    )
+
+
+def test_clip_fractions_are_counts_over_counts():
+    step = {"actor/lr": 1.0}
+    step |= {"actor/prefix/prefix_tokens": 8, "actor/prefix/prefix_clipped": 2}
+    step |= {"actor/prefix/prefixed_tokens": 0, "actor/prefix/prefixed_clipped": 0}
+    step |= {"actor/prefix/on_policy_tokens": 10, "actor/prefix/on_policy_clipped": 1}
+    assert clip_fractions(step) == {"prefix/clipfrac": 0.25, "on_policy/clipfrac": 0.1}
+    assert step == {"actor/lr": 1.0}
+
+
+def test_what_the_grader_reports_is_averaged_over_real_rows():
+    info = [{"grader_timeout": 1.0, "acc": 1.0}, {"grader_timeout": 0.0, "acc": 0.0}, {"grader_timeout": 1.0}, {}]
+    assert grader_metrics(info, [True, True, False, True]) == {"reward/grader_timeout": 0.5}
+    assert grader_metrics([{}, {"acc": 1.0}], [True, True]) == {}
+
+
+def test_the_page_says_what_the_code_says():
+    page = (Path(__file__).resolve().parents[1] / "docs/metrics.md").read_text()
+    table = dict(re.findall(r"^\| `([^`]+/[^`]+)` \| (.+) \|$", page, re.M))
+    assert table == DESCRIPTIONS
 
 
 def test_a_batch_without_prefixes_leaves_their_measures_out(batch):
@@ -82,6 +112,10 @@ def test_a_batch_without_prefixes_leaves_their_measures_out(batch):
     assert got["prefix/token_share"] == 0
     assert not [name for name in got if name.startswith(("prefixed/", "prefix/len"))]
     assert all(np.isfinite(value) for value in got.values())
+
+
+def test_what_the_gate_dropped_is_not_missing(batch):
+    assert prefix_metrics(**batch, dropped_rollouts=2)["prefix/missing_rollouts"] == 1
 
 
 def test_a_frozen_prefix_is_still_counted_as_prefix(batch):

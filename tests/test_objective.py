@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from verl_prefix.config import LossConfig
-from verl_prefix.objective import token_policy_loss
+from verl_prefix.config import LossConfig, SFTConfig
+from verl_prefix.objective import demonstration_nll, token_policy_loss
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28, "clip_c": 3.0}
 
@@ -22,14 +22,29 @@ FORMS = {
     "p": {"prefix_ratio": "p"},
     "shaped": {"prefix_ratio": "shaped"},
     "shaped_gamma": {"prefix_ratio": "shaped", "shaping_gamma": 0.5},
+    "mis": {"prefix_ratio": "mis"},
+    "focus": {"prefix_focus": 0.5},
+    "mis_focus": {"prefix_ratio": "mis", "prefix_focus": 0.5},
+    "luffy": {"prefix_ratio": "shaped", "policy_clip": "none"},
+    "policy_unclipped": {"policy_clip": "none"},
+    "unclipped": {"policy_clip": "none", "prefix_clip": "none"},
+    "log": {"policy_ratio": "log"},
+    "srft": {"policy_ratio": "log", "prefix_ratio": "shaped"},
 }
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def scalar(logp, old, adv, is_prefix, config: LossConfig, clip_low, clip_high, clip_c):
     """(loss, its derivative by logp, clipped, dual-clipped) of one token, from the definition."""
+    if is_prefix:
+        adv *= max(1 - math.exp(logp), 0.0) ** config.prefix_focus
+    if not is_prefix and config.policy_ratio == "log":
+        return -adv * logp, -adv, False, False
     if is_prefix and config.prefix_ratio != "ppo":
         p, gamma = math.exp(logp), config.shaping_gamma
+        if config.prefix_ratio == "mis":
+            value = -adv * 2 * p / (math.exp(old) + 0.5 * (math.exp(old) + 1))
+            return value, value, False, False
         if config.prefix_ratio == "p":
             return -adv * p, -adv * p, False, False
         return -adv * p / (p + gamma), -adv * p * gamma / (p + gamma) ** 2, False, False
@@ -39,7 +54,7 @@ def scalar(logp, old, adv, is_prefix, config: LossConfig, clip_low, clip_high, c
     if is_prefix and config.prefix_old_log_prob == "current":
         log_ratio, slope = 0.0, 1.0
     r = math.exp(log_ratio)
-    if is_prefix and config.prefix_clip == "none":
+    if (config.prefix_clip if is_prefix else config.policy_clip) == "none":
         return -r * adv, -r * adv * slope, False, False
     if is_prefix and config.prefix_clip == "own":
         clip_low, clip_high = config.prefix_clip_low, config.prefix_clip_high
@@ -84,8 +99,8 @@ def test_loss_gradient_and_masks_against_the_definition(form, seed):
     torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
     assert torch.equal(got.clipped_BT, clipped)
     assert torch.equal(got.dual_clipped_BT, dual)
-    assert clipped[~is_prefix].any()
-    assert dual[~is_prefix].any()
+    own_clipped = config.policy_ratio == "ppo" and config.policy_clip == "same"
+    assert clipped[~is_prefix].any() == dual[~is_prefix].any() == own_clipped
     if form in ("default", "own"):
         assert clipped[is_prefix].any()
         assert dual[is_prefix].any()
@@ -104,6 +119,9 @@ def test_gradient_against_finite_differences(form):
 
     (gradient,) = torch.autograd.grad(loss(logp).sum(), logp)
     with torch.no_grad():
+        if config.prefix_focus:
+            adv = torch.where(is_prefix, adv * (1 - logp.exp()).clamp(min=0) ** config.prefix_focus, adv)
+            config = LossConfig(**{**FORMS[form], "prefix_focus": 0.0})
         if config.prefix_old_log_prob == "current":
             old = torch.where(is_prefix, logp, old)
             config = LossConfig(**{**FORMS[form], "prefix_old_log_prob": "old"})
@@ -129,7 +147,11 @@ def test_gradient_flows_through_log_prob_only_and_inputs_stay(form):
     assert all(torch.equal(x.detach(), y) for x, y in zip((logp, old, adv, is_prefix), before, strict=True))
 
 
-def test_every_form_gives_another_loss_or_gradient_on_prefix_tokens_alone():
+#: forms that also change the policy's own tokens
+OWN_FORMS = {"luffy", "policy_unclipped", "unclipped", "log", "srft"}
+
+
+def test_every_form_gives_another_loss_or_gradient_and_the_prefix_forms_on_prefix_tokens_alone():
     logp, old, adv, is_prefix = make_tokens()
     seen = {}
     for form, options in FORMS.items():
@@ -138,8 +160,11 @@ def test_every_form_gives_another_loss_or_gradient_on_prefix_tokens_alone():
         seen[form] = torch.stack([loss.detach(), gradient])
     for a, b in itertools.combinations(FORMS, 2):
         # With ratio 1 no clip ever binds.
-        assert torch.equal(seen[a][:, is_prefix], seen[b][:, is_prefix]) == ({a, b} == {"current", "current_none"})
-    for form in FORMS:
+        same = {a, b} == {"current", "current_none"}
+        assert torch.equal(seen[a], seen[b]) == same
+        if not {a, b} & OWN_FORMS:
+            assert torch.equal(seen[a][:, is_prefix], seen[b][:, is_prefix]) == same
+    for form in FORMS.keys() - OWN_FORMS:
         assert torch.equal(seen[form][:, ~is_prefix], seen["default"][:, ~is_prefix])
 
 
@@ -190,3 +215,56 @@ def test_float32_stays_finite_at_extreme_ratios(form):
             assert got.loss_BT.dtype == torch.float32
             assert got.loss_BT.isfinite().all()
             assert gradient.isfinite().all()
+
+
+# --- the SFT term ---
+
+WEIGHTS = {
+    "none": lambda p, h: 1.0,
+    "p": lambda p, h: p,
+    "p_1_p": lambda p, h: p * (1 - p),
+}
+
+
+def sft_inputs(seed=0, shape=(5, 30)):
+    rng = torch.Generator().manual_seed(seed)
+    logp = (-torch.rand(shape, generator=rng, dtype=torch.float64) * 6).requires_grad_()
+    mask = torch.arange(shape[1]) < torch.randint(0, shape[1] + 1, (shape[0], 1), generator=rng)
+    weight = torch.rand(shape[0], generator=rng, dtype=torch.float64)
+    return logp, mask, weight, torch.rand(shape, generator=rng, dtype=torch.float64) * 2
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_sft_term_and_its_gradient_against_a_loop(kind):
+    logp, mask, weight, entropy = sft_inputs()
+    term = demonstration_nll(logp, mask, weight, config=SFTConfig(token_weight=kind), entropy_RT=entropy)
+    (gradient,) = torch.autograd.grad(term, logp)
+    total = 0.0
+    for b in range(logp.shape[0]):
+        for t in range(logp.shape[1]):
+            w = weight[b].item() * WEIGHTS[kind](math.exp(logp[b, t].item()), entropy[b, t].item())
+            total += -logp[b, t].item() * w if mask[b, t] else 0.0
+            # the weight is a constant to the gradient
+            assert gradient[b, t].item() == pytest.approx(-w if mask[b, t] else 0.0, rel=1e-12)
+    assert term.item() == pytest.approx(total, rel=1e-12)
+
+
+def test_trust_region_sft_has_the_gradient_of_its_paper():
+    """-(1 / max(p, 0.1)) grad p, so by log p: -p / max(p, 0.1), i.e. -1 above the floor and -p / 0.1 under it."""
+    logp, mask, weight, _ = sft_inputs(2)
+    (gradient,) = torch.autograd.grad(
+        demonstration_nll(logp, mask, weight, config=SFTConfig(token_weight="trust")), logp
+    )
+    p = logp.detach().exp()
+    assert (p[mask] < 0.1).any()
+    assert (p[mask] > 0.1).any()
+    expected = torch.where(p > 0.1, -1.0, -p / 0.1) * weight[:, None] * mask
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_an_empty_sft_term_is_zero_and_can_be_back_propagated():
+    logp = torch.zeros(3, 4, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.long)
+    mask = torch.ones(0, 4, dtype=torch.bool)
+    demonstration_nll(logp[nothing], mask, torch.zeros(0), config=SFTConfig()).backward()
+    assert torch.equal(logp.grad, torch.zeros(3, 4))

@@ -48,6 +48,14 @@ print(_agent_loop_registry["prefix_agent"]["_target_"])
     assert "verl_prefix.agent_loop.shared_agent_loop" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["agent_loop", "trainer", "estimator", "policy_loss", "startup", "sft_dataset"])
+def test_a_seam_can_be_imported_first(module):
+    """Its hook runs while verl's module is imported from within the seam itself."""
+    done = python(f"import verl_prefix.{module}; print('imported')")
+    assert "imported" in done.stdout, done.stderr
+    assert "[verl_prefix] ERROR" not in done.stderr
+
+
 def test_a_failing_plugin_says_so():
     code = """
 import sys

@@ -66,6 +66,9 @@ def micro_batch(rows, total_tokens, total_rows):
         },
         batch_size=len(rows),
     )
+    if "sft_weight" in rows[0]:
+        data["sft_weight"] = torch.tensor([r["sft_weight"] for r in rows], dtype=torch.float64)
+        data["entropy"] = nested([r["old_entropy"] for r in rows])
     tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=total_tokens, global_batch_size=total_rows)
     output = {
         "log_probs": nested([r["log_prob"] for r in rows]),
@@ -129,6 +132,7 @@ def reference(rows, mode, prefix, config, scale=8):
 
 
 OPTIONS = [{}, {"prefix_clip": "none"}, {"prefix_ratio": "shaped"}, {"entropy_bonus_on": "continuation"}]
+COUNTS = [f"prefix/{kind}_{what}" for kind in ("prefix", "prefixed", "on_policy") for what in ("tokens", "clipped")]
 PACKINGS = [[[0], [1], [2], [3], [4], [5]], [[0, 1, 2], [3, 4, 5]], [[3, 1, 4], [5, 0], [2]], [[1, 3, 4], [0, 2, 5]]]
 
 
@@ -150,8 +154,46 @@ def test_packing_changes_nothing(rows, mode, options, packing):
     parts = run(rows, packing, loss_fn)
     assert parts[0] == pytest.approx(whole[0], rel=1e-9)
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-9, atol=1e-12)
-    for name in ("prefix/clipped_prefix_tokens", "prefix/clipped_policy_tokens", "actor/pg_loss"):
+    for name in (*COUNTS, "actor/pg_loss"):
         assert parts[2][name] == pytest.approx(whole[2][name], rel=1e-6)
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("token_weight", ["none", "p", "p_1_p", "trust"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_sft_term_is_a_global_token_mean_however_packed(rows, packing, token_weight, frozen):
+    """Value against a loop, gradient against the whole mini-batch; some micro-batches have no demonstration token."""
+    mu, tokens = 0.7, sum(PREFIX_LENS)
+    for row in rows:
+        row["sft_weight"] = mu / tokens if row["prefix"] else 0.0
+        row["old_entropy"] = torch.linspace(0.1, 2.0, row["response"], dtype=torch.float64)
+        if frozen:
+            row["mask"][: row["prefix"]] = 0
+    config = {"sft": {"token_weight": token_weight, "weight": {"initial": mu}}}
+    prefix, actor = PrefixConfig.of(config), actor_config()
+    whole = run(rows, [range(6)], partial(worker_loss, config=actor, prefix=prefix))
+    parts = run(rows, packing, partial(worker_loss, config=actor, prefix=prefix))
+    assert parts[0] == pytest.approx(whole[0], rel=1e-9)
+    torch.testing.assert_close(parts[1], whole[1], rtol=1e-9, atol=1e-12)
+
+    def weigh(p):
+        return {"none": 1.0, "p": p, "p_1_p": p * (1 - p)}[token_weight]
+
+    expected = 0.0
+    for row in rows:
+        for t in range(row["prefix"]):
+            log_prob = row["log_prob"][row["prompt"] - 1 + t].item()
+            if token_weight == "trust":
+                expected += -math.exp(log_prob) / max(math.exp(log_prob), 0.1)
+            else:
+                expected += -log_prob * weigh(math.exp(log_prob))
+    expected *= mu / tokens
+    assert parts[2]["sft_loss"] == pytest.approx(expected, rel=1e-6)
+    if token_weight == "none":
+        for row in rows:
+            del row["sft_weight"]
+        without = run(rows, packing, partial(worker_loss, config=actor, prefix=prefix))
+        assert parts[0] - without[0] == pytest.approx(expected, rel=1e-9)
 
 
 def test_without_prefixes_it_is_verls_vanilla_loss(rows):
@@ -162,8 +204,9 @@ def test_without_prefixes_it_is_verls_vanilla_loss(rows):
     theirs = run(rows, [range(6)], partial(ppo_loss, config=vanilla))
     assert ours[0] == pytest.approx(theirs[0], rel=1e-9)
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-9, atol=1e-12)
-    assert ours[2]["prefix/clipped_prefix_tokens"] == 0
-    assert ours[2]["prefix/clipped_policy_tokens"] > 0
+    assert ours[2]["prefix/prefix_tokens"] == ours[2]["prefix/prefixed_tokens"] == 0
+    assert ours[2]["prefix/on_policy_tokens"] == sum(RESPONSE_LENS)
+    assert 0 < ours[2]["prefix/on_policy_clipped"] < sum(RESPONSE_LENS)
 
 
 def test_the_loss_travels_to_the_workers():
@@ -184,3 +227,32 @@ def test_the_estimator_alone_is_refused_with_the_mend():
         get_adv_estimator_fn("prefix_rft")(
             token_level_rewards=torch.zeros(1, 1), response_mask=torch.ones(1, 1), index=["a"], config=None
         )
+
+
+def test_a_mini_batch_without_a_token_in_the_policy_term_keeps_its_sft_term(rows):
+    """After a gate a mini-batch may hold nothing but demonstrations outside of the policy term."""
+    for row in rows:
+        row["mask"][:] = 0
+        row["sft_weight"], row["old_entropy"] = 0.1 if row["prefix"] else 0.0, row["old"] * 0
+    output, data = micro_batch(rows, 0, len(rows))
+    prefix = PrefixConfig.of({"sft": {"weight": {"initial": 1.0}}})
+    loss, metrics = worker_loss(
+        actor_config(loss_agg_mode="token-mean", loss_scale_factor=None), output, data, prefix=prefix
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(sft_sum(rows), rel=1e-9)
+    assert all(torch.isfinite(row["log_prob"].grad).all() for row in rows)
+
+
+def test_the_sft_term_counts_once_for_every_worker_whose_gradients_are_averaged(rows):
+    for row in rows:
+        row["sft_weight"], row["old_entropy"] = 0.1 if row["prefix"] else 0.0, row["old"] * 0
+    output, data = micro_batch(rows, sum(RESPONSE_LENS), len(rows))
+    tu.assign_non_tensor(data, dp_size=2)
+    prefix = PrefixConfig.of({"sft": {"weight": {"initial": 1.0}}})
+    _, metrics = worker_loss(actor_config(), output, data, prefix=prefix)
+    assert metrics["sft_loss"].values[0] == pytest.approx(2 * sft_sum(rows), rel=1e-6)
+
+
+def sft_sum(rows):
+    return sum(-0.1 * row["log_prob"][row["prompt"] - 1 + t].item() for row in rows for t in range(row["prefix"]))

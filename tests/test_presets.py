@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from tests_support import PRESETS, compose_in_process
 
 import verl_prefix
 from verl_prefix.config import PrefixConfig
-
-PRESETS = sorted(file.stem for file in (Path(verl_prefix.__file__).parent / "conf/prefix").glob("*.yaml"))
 
 
 def compose(*overrides: str) -> subprocess.CompletedProcess:
@@ -22,9 +21,7 @@ def compose(*overrides: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_composes(preset):
-    done = compose(f"+prefix={preset}", "prefix.schedule.steps=7")
-    assert done.returncode == 0, done.stderr
-    config = OmegaConf.create(done.stdout)
+    config = compose_in_process(f"+prefix={preset}", "prefix.schedule.steps=7")
     prefix = PrefixConfig.of(config.prefix)
     assert prefix.preset == preset
     assert prefix.schedule.steps == 7

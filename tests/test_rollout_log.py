@@ -30,6 +30,7 @@ def test_columns_follow_the_order_of_the_keys():
         "demo_len": torch.tensor([0, 9, 9]),
         "ratio": torch.tensor([0.0, 0.25, 0.25]),
         "hit_limit": torch.tensor([True, False, False]),
+        "trained": torch.tensor([False, True, False]),
     }
     log = columns(
         keys=["u_1_0", "u_0_0", "pad_0_0"],
@@ -47,4 +48,5 @@ def test_columns_follow_the_order_of_the_keys():
     assert log["demo_index"] == [-1, 1, -1]
     assert log["demo_len"] == [0, 9, 0]
     assert log["hit_limit"] == [True, False, False]
+    assert log["trained"] == [False, True, False]
     assert {len(values) for values in log.values()} == {3}

@@ -230,3 +230,87 @@ def test_demonstrations_are_chosen_uniformly_and_independently_of_the_cut():
     assert ((counts - 2000) ** 2 / 2000).sum() < 9.2  # chi-square with 2 degrees of freedom, 1 % point
     means = [np.mean([d.ratio for d in draws if d.demo_index == i]) for i in (0, 2, 3)]
     assert means == pytest.approx([0.5] * 3, abs=0.02)
+
+
+# --- laws ---
+
+
+def law(name, **more):
+    schedule = {"kind": "constant", "initial": more.pop("at", 0.5)}
+    return PrefixConfig.of({"sampling": {"law": name, **more}, "schedule": schedule})
+
+
+def lengths(config, count=4000, demo_len=100, **more):
+    draws = [draw_prefix(config, step=1, row_index=r, session_id=0, demo_lens=[demo_len], **more) for r in range(count)]
+    return np.array([0 if draw is None else draw.prefix_len for draw in draws])
+
+
+def test_whole_is_the_whole_demonstration():
+    draw = draw_prefix(law("whole"), step=1, row_index=0, session_id=0, demo_lens=[17])
+    assert draw.is_whole
+    assert draw.prefix_len == draw.demo_len == 17
+    assert not draw_prefix(law("beta"), step=1, row_index=0, session_id=0, demo_lens=[17]).is_whole
+
+
+@pytest.mark.parametrize(("at", "expected"), [(0.5, 50), (0.25, 25), (1.0, 99), (0.0, 1)])
+def test_fixed_follows_the_schedule_to_the_token(at, expected):
+    assert set(lengths(law("fixed", at=at), count=50)) == {expected}
+
+
+def test_binomial_has_its_probabilities():
+    p, n, parts = 0.3, 20000, 5
+    drawn = lengths(law("binomial", at=p, parts=parts), count=n)
+    for k in range(parts + 1):
+        expected = math.comb(parts, k) * p**k * (1 - p) ** (parts - k)
+        length = min(20 * k, 99)
+        deviation = math.sqrt(expected * (1 - expected) / n)
+        assert abs((drawn == length).mean() - expected) < 5 * deviation
+    assert set(drawn) <= {0, 20, 40, 60, 80, 99}
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+@pytest.mark.parametrize("steps", [[12], [12, 30, 80], [5, 12, 30, 44, 60], [3, 8, 12, 30, 44, 60, 81]])
+def test_at_steps_binomial_counts_runs_of_steps(parts, steps):
+    """As UFT's code: the bounds of the runs are the steps round(i / n S), n = min(parts, S)."""
+    p, count, demo_len = 0.3, 20000, 100
+    drawn = lengths(law("binomial", at=p, parts=parts, at_steps=True), count=count, demo_steps=[steps])
+    n = min(parts, len(steps))
+    bounds = [0] + [steps[round(i / n * len(steps)) - 1] for i in range(1, n + 1)]
+    assert bounds[-1] == steps[-1] < demo_len
+    for k, length in enumerate(bounds):
+        expected = math.comb(n, k) * p**k * (1 - p) ** (n - k)
+        deviation = math.sqrt(expected * (1 - expected) / count)
+        assert abs((drawn == length).mean() - expected) < 5 * deviation
+    assert set(drawn) <= set(bounds)
+
+
+def test_at_steps_the_last_token_is_the_policys_and_no_token_is_a_plain_rollout():
+    config = law("binomial", at=1.0, at_steps=True)
+    (length,) = set(lengths(config, count=5, demo_len=100, demo_steps=[[40, 100]]))
+    assert length == 99
+    assert set(lengths(config, count=5, demo_steps=[[0, 0]])) == {0}
+    draw = draw_prefix(config, step=1, row_index=0, session_id=0, demo_lens=[100], demo_steps=[[40, 80]])
+    assert (draw.prefix_len, draw.ratio) == (80, 0.8)
+
+
+def test_at_steps_a_demonstration_without_steps_is_cut_by_tokens():
+    by_tokens = lengths(law("binomial", at=0.5))
+    for none in ([()], ()):
+        assert (lengths(law("binomial", at=0.5, at_steps=True), demo_steps=none) == by_tokens).all()
+    assert (lengths(law("binomial", at=0.5), demo_steps=[[7]]) == by_tokens).all(), "nobody asked for steps"
+
+
+def test_adaptive_is_uniform_on_the_interval_and_may_be_plain():
+    drawn = lengths(law("adaptive"), interval=(0.2, 0.6))
+    assert drawn.min() == 20
+    assert 58 <= drawn.max() <= 60
+    assert abs(drawn.mean() - 39.5) < 5 * 0.4 * 100 / math.sqrt(12 * len(drawn))
+    assert set(lengths(law("adaptive"), count=50, interval=(0.0, 0.005))) == {0}
+    short = draw_prefix(law("adaptive"), step=1, row_index=0, session_id=0, demo_lens=[100], interval=(0.0, 0.005))
+    assert 0 < short.ratio < 0.005, "the draw is on record, so that a failure can lengthen the next one"
+
+
+def test_no_prefixes_after_the_last_step():
+    config = PrefixConfig.of({"sampling": {"until": 300}})
+    drawn = [draw_prefix(config, step=s, row_index=0, session_id=0, demo_lens=[50]) for s in (1, 300, 301, 500)]
+    assert [draw is None for draw in drawn] == [False, False, True, True]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
+from tests_support import PRESETS, compose_in_process
 
 import verl_prefix.hydra_group
 from verl_prefix import startup, training_data
@@ -37,6 +38,7 @@ def write(path, demos=None, **columns):
 class CharTokenizer:
     all_special_ids = [ord("$")]
     eos_token_id = ord("$")
+    is_fast = True
 
     def encode(self, text, add_special_tokens=False):
         return [ord(c) for c in text]
@@ -54,7 +56,7 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "_tokenizer", lambda config: CharTokenizer())
     overrides = [
         "+prefix=prefix_rft",
-        f"data.train_files={write(tmp_path / 'train.parquet', [['abcdef'], []])}",
+        f"data.train_files={write(tmp_path / 'train.parquet', [['abcdef'], []], demos_steps=[[[3, 6]], []])}",
         f"data.val_files={write(tmp_path / 'val.parquet', data_source=['x'])}",
         "data.max_prompt_length=32",
         "data.max_response_length=32",
@@ -96,6 +98,55 @@ def test_refusals(config, key, value, mend):
         startup.check(config)
     assert key.split(".")[-1] in str(caught.value)
     assert mend in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "mend"),
+    [
+        ({"sampling.rollouts": 8, "gate.max_correct": 0}, "prefix.sampling.rollouts", "raise n"),
+        ({"sampling.rollouts": 8, "advantage.baseline": "on_policy"}, "prefix.sampling.rollouts", "raise n"),
+        ({"sampling.rollouts": 2, "sampling.law": "adaptive"}, "prefix.sampling.shared", "set it to true"),
+        ({"loss.policy_ratio": "log"}, "prefix.loss.policy_ratio", "both or neither"),
+        ({"advantage.on_policy": "likelihood"}, "prefix.loss.policy_ratio", "both or neither"),
+        (
+            {"advantage.baseline": "on_policy", "advantage.normalize_std": True},
+            "prefix.advantage.normalize_std",
+            "baseline=group",
+        ),
+        (
+            {"sampling.law": "whole", "loss.update_prefix": False, "sft.weight.initial": 1.0},
+            "prefix.advantage.baseline",
+            "on_policy",
+        ),
+        ({"sampling.at_steps": True}, "prefix.sampling.at_steps", "law=binomial"),
+        ({"sft.token_weight": "focl"}, "prefix.sft.token_weight", "choose one of none, p, p_1_p"),
+        ({"sft.mix": "convex", "sft.weight.initial": 1.5}, "prefix.sft.weight", "must not exceed 1"),
+        (
+            {"sampling.law": "whole", "loss.update_prefix": False, "advantage.baseline": "on_policy"},
+            "prefix.loss.update_prefix",
+            "prefix.sft.weight",
+        ),
+    ],
+)
+def test_options_that_need_each_other(config, changes, key, mend):
+    for name, value in changes.items():
+        OmegaConf.update(config, f"prefix.{name}", value)
+    with pytest.raises(PrefixConfigError) as caught:
+        startup.check(config)
+    assert str(caught.value).startswith(key)
+    assert mend in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_passes(config, preset):
+    """The preset's own keys on this run's data and model: silent, as a correct run is."""
+    chosen = compose_in_process(f"+prefix={preset}", "data.max_response_length=32")
+    with open_dict(config):
+        config.prefix = chosen.prefix
+        for key in ("algorithm", "actor_rollout_ref.actor", "actor_rollout_ref.rollout"):
+            OmegaConf.update(config, key, OmegaConf.select(chosen, key))
+    OmegaConf.update(config, "prefix.demonstrations.demo_ratio", 1.0)  # of the two rows here, a tenth may be none
+    assert startup.check(config) == []
 
 
 @pytest.mark.parametrize(
@@ -300,3 +351,41 @@ def test_warnings_reach_the_user(config, monkeypatch):
         warnings.simplefilter("always")
         module.validate_config(config=config)
     assert any("[verl_prefix]" in str(w.message) and "group of one" in str(w.message) for w in caught)
+
+
+def test_demonstrations_marked_wrong_do_not_count(config, tmp_path):
+    marked = write(tmp_path / "marked.parquet", [["abcdef"], []], demos_correct=[[False], []])
+    OmegaConf.update(config, "data.train_files", str(marked))
+    with pytest.raises(DemonstrationError, match="none of the demonstrations"):
+        startup.check(config)
+
+
+STEPS = {"sampling": {"law": "binomial", "at_steps": True}}
+
+
+def test_a_file_without_steps_is_cut_by_tokens_and_says_so(tmp_path):
+    file = write(tmp_path / "train.parquet", [["abc"]])
+    (warning,) = data_check([file], **STEPS)
+    assert "train.parquet has no column 'demos_steps'" in warning
+    assert "prefix.sampling.at_steps=false" in warning
+    assert data_check([file]) == []
+
+
+@pytest.mark.parametrize("steps", [[[[1, 3]]], [[[]]], [[]], [None]])
+def test_steps_of_the_right_type(tmp_path, steps):
+    assert data_check([write(tmp_path / "train.parquet", [["abc"]], demos_steps=steps)], **STEPS) == []
+
+
+@pytest.mark.parametrize("steps", [[3], [[3]], [[["a", "bc"]]], ["abc"], [[[0.5]]]])
+def test_steps_of_another_type_are_refused(tmp_path, steps):
+    file = write(tmp_path / "train.parquet", [["abc"]], demos_steps=steps)
+    with pytest.raises(DemonstrationError, match=r"train.parquet: column 'demos_steps' is .*, not list<list<int>>"):
+        data_check([file], **STEPS)
+    assert data_check([file]) == [], "nobody asks for them"
+
+
+def test_steps_need_a_fast_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(CharTokenizer, "is_fast", False)
+    file = write(tmp_path / "train.parquet", [["abc"]], demos_steps=[[[1, 3]]])
+    with pytest.raises(PrefixConfigError, match=r"prefix.sampling.at_steps=True: .*Set it to false"):
+        data_check([file], **STEPS)

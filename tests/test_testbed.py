@@ -305,7 +305,7 @@ def test_train_file(data_dir):
     for row in rows:
         kind, truth = row["extra_info"]["kind"], row["reward_model"]["ground_truth"]
         assert row["data_source"] == ("chain_easy" if kind == "easy" else "chain_hard")
-        assert len(row["demos"]) == len(row["demos_corr"]) == (kind == "hard_demo")
+        assert len(row["demos"]) == len(row["demos_correct"]) == (kind == "hard_demo")
         assert truth == evaluate_by_hand(row["prompt"][0]["content"])
         assert all(grader.compute_score(None, demo, truth)["acc"] == 1.0 for demo in row["demos"])
     per_batch = [kinds[i : i + 32].count("hard_demo") for i in range(0, 1024, 32)]

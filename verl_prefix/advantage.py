@@ -38,7 +38,9 @@ def prefix_rft(
 ) -> tuple[Tensor, Tensor]:
     """A = R - mean(R) over all rollouts of the prompt, prefixed ones included; prefix and continuation alike.
 
-    The paper's estimator (Sec. 3.1, Dr.GRPO's advantage over the mixed group). A prompt with one rollout gets 0.
+    The paper's estimator (Sec. 3.1, Dr.GRPO's advantage over the mixed group). A prompt with one rollout gets 0. With
+    `prefix.advantage.baseline=on_policy` mean and deviation are those of the prompt's on-policy rollouts (a prompt
+    without any gets 0), with `normalize_std` A is divided by the deviation + 1e-6 (GRPO).
 
     Args:
         token_level_rewards: (B, T); R of a row is its plain sum.
@@ -57,7 +59,14 @@ def prefix_rft(
         ValueError: `entropy` is NaN or infinite on a prefix token.
     """
     batch = _Batch.of(token_level_rewards, response_mask, index, prefix_len, config)
-    advantage_B = batch.reward_B - _group_stats(batch.reward_B, batch.prompt_B, batch.real_B).mean_B
+    options = batch.config.advantage
+    member_B = batch.real_B if options.baseline == "group" else batch.real_B & (batch.prefix_len_B == 0)
+    stats = _group_stats(batch.reward_B, batch.prompt_B, member_B)
+    advantage_B = batch.reward_B - stats.mean_B
+    if options.baseline == "on_policy":
+        advantage_B = advantage_B.where(_any_in_group(batch.prompt_B, member_B), 0.0)
+    if options.normalize_std:
+        advantage_B = advantage_B / (stats.std_B + EPSILON)
     return _spread(batch, advantage_B, advantage_B, entropy, global_step)
 
 
@@ -239,6 +248,33 @@ def shape_advantages(
     return shaped_BT
 
 
+def likelihood_advantages(
+    advantages_BT: Tensor,
+    *,
+    reward: Tensor,
+    entropy: Tensor,
+    prefix_len: Tensor,
+    response_mask: Tensor,
+    weight: float,
+) -> Tensor:
+    """`prefix.advantage.on_policy=likelihood` (SRFT, arXiv 2506.19767): A = weight * exp(H) on the tokens of on-policy
+    rollouts with R > 0, H the mean entropy of the rollout's tokens, and -1 on those of the others, to be used with the
+    log-likelihood form -A log pi.
+
+    Args:
+        advantages_BT: advantages; those of prefixed rows stay.
+        reward: (B,) R.
+        entropy: (B, T) of the old policy in nats.
+        prefix_len: (B,) tokens.
+        response_mask: (B, T).
+        weight: the factor on rewarded rollouts (paper: 0.1).
+    """
+    response_BT = response_mask > 0
+    mean_B = torch.where(response_BT, entropy, 0.0).sum(dim=1) / response_BT.sum(dim=1).clamp(min=1)
+    signed_B = torch.where(reward > 0, weight * mean_B.exp(), -1.0).to(advantages_BT.dtype)
+    return torch.where((prefix_len == 0)[:, None] & response_BT, signed_B[:, None], advantages_BT)
+
+
 def position_weights(prefix_mask_BT: Tensor, *, demo_len: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """(B, T) float32: 1 / f on prefix tokens, scaled to mean 1 over all of them in the batch; 1 on other tokens.
 
@@ -336,6 +372,11 @@ def _group_stats(value_B: Tensor, group_B: Tensor, member_B: Tensor) -> _GroupSt
     mean_B = total(value_B) / count_B.clamp(min=1)
     std_B = (total((value_B - mean_B).square()) / (count_B - 1).clamp(min=1)).sqrt()
     return _GroupStats(mean_B, std_B, count_B.clamp(min=1))
+
+
+def _any_in_group(group_B: Tensor, member_B: Tensor) -> Tensor:
+    """(B,) bool, whether the row's group has a member."""
+    return torch.zeros_like(group_B).index_add_(0, group_B, member_B.to(group_B.dtype))[group_B] > 0
 
 
 def _spread(

@@ -5,23 +5,23 @@ The prefix stands at the head of the response, cut on token ids. Its length trav
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from typing import Any
 from uuid import uuid4
 
 import torch
-from verl.experimental.agent_loop import agent_loop as verl_agent_loop
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 from verl.utils.profiler import simple_timer
+from verl.utils.rollout_trace import rollout_trace_op
 
 from verl_prefix.config import PrefixConfig
-from verl_prefix.demonstrations import DemonstrationTokenizer
-from verl_prefix.names import AGENT_NAME
-from verl_prefix.sampling import PrefixDraw, draw_prefix
+from verl_prefix.demonstrations import DemonstrationTokenizer, offered
+from verl_prefix.sampling import PrefixDraw, cut_prefix, prefix_record
 
 #: key of the rollout's prefix record in verl's `extra_fields`
 RECORD = "prefix"
+#: column (2,) that the trainer adds to the prompts for `prefix.sampling.law=adaptive`
+INTERVAL = "prefix_interval"
 _CACHED_PROMPTS = 256
 
 
@@ -37,13 +37,6 @@ class PrefixAgentLoopOutput(AgentLoopOutput):
         return output
 
 
-def prefix_record(draw: PrefixDraw | None, *, hit_limit: bool) -> dict[str, Any]:
-    """What the trainer and the rollout log want to know of one rollout's prefix. Equal keys in every row."""
-    empty = {"demo_index": -1, "demo_len": 0, "low": math.nan, "high": math.nan, "ratio": 0.0}
-    drawn = empty if draw is None else {key: getattr(draw, key) for key in empty}
-    return {**drawn, "hit_limit": hit_limit}
-
-
 class PrefixAgentLoop(AgentLoopBase):
     """Single-turn rollout with an optional prefix. One instance serves every rollout of its worker.
 
@@ -54,10 +47,13 @@ class PrefixAgentLoop(AgentLoopBase):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.prefix_config = PrefixConfig.of(self.config.get("prefix"))
+        # OmegaConf looks a key up in tens of microseconds; these are asked for in every rollout.
         self.response_length: int = self.rollout_config.response_length
+        self.full_determinism = bool(self.rollout_config.get("full_determinism"))
         self.demonstrations = DemonstrationTokenizer(self.tokenizer, self.response_length)
         self._prompts: OrderedDict[str, list[int]] = OrderedDict()
 
+    @rollout_trace_op
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """One rollout.
 
@@ -70,10 +66,12 @@ class PrefixAgentLoop(AgentLoopBase):
         """
         prompt_ids = self._prompt_ids(kwargs)
         draw, prefix_ids = self._prefix(kwargs)
+        if draw is not None and draw.is_whole:
+            return self._whole(kwargs, prompt_ids, draw, prefix_ids)
         metrics: dict[str, Any] = {}
         with simple_timer("generate_sequences", metrics):
             generated = await self.server_manager.generate(
-                request_id=f"det-{priority}" if self.rollout_config.get("full_determinism") else uuid4().hex,
+                request_id=f"det-{priority}" if self.full_determinism else uuid4().hex,
                 prompt_ids=prompt_ids + prefix_ids,
                 # The prefix counts against the limit, so that the policy's EOS always fits.
                 sampling_params={**sampling_params, "max_tokens": self.response_length - len(prefix_ids)},
@@ -84,23 +82,60 @@ class PrefixAgentLoop(AgentLoopBase):
         continuation = list(generated.token_ids)
         response_ids = prefix_ids + continuation
         hit_limit = len(response_ids) >= self.response_length and response_ids[-1] != self.tokenizer.eos_token_id
-        log_probs = None
-        if generated.log_probs is not None:
-            # The rollout engine did not sample the prefix; the trainer puts the old policy's values here.
-            log_probs = [0.0] * len(prefix_ids) + list(generated.log_probs)
-        output = PrefixAgentLoopOutput(
-            prompt_ids=prompt_ids,
-            response_ids=response_ids,
-            response_mask=[int(self.prefix_config.loss.update_prefix)] * len(prefix_ids) + [1] * len(continuation),
-            response_logprobs=log_probs,
-            routed_experts=generated.routed_experts,
-            num_turns=2,
-            metrics=metrics,
-            extra_fields={**generated.extra_fields, "turn_scores": [], "tool_rewards": []},
+        return self._output(
+            prompt_ids,
+            response_ids,
             prefix_len=len(prefix_ids),
+            log_probs=generated.log_probs,
+            record=prefix_record(draw, hit_limit=hit_limit),
+            routed_experts=generated.routed_experts,
+            metrics=metrics,
+            extra_fields=generated.extra_fields,
         )
-        output.extra_fields[RECORD] = prefix_record(draw, hit_limit=hit_limit)
-        return output
+
+    def _whole(
+        self, row: dict[str, Any], prompt_ids: list[int], draw: PrefixDraw, response_ids: list[int]
+    ) -> AgentLoopOutput:
+        """The demonstration and its EOS as the response. The rollout engine is not asked."""
+        version = int(row["global_steps"]) - 1  # as if sampled from the current weights: verl counts staleness by it
+        return self._output(
+            prompt_ids,
+            response_ids,
+            prefix_len=len(response_ids),
+            log_probs=[] if self.rollout_config.calculate_log_probs else None,
+            record=prefix_record(draw, hit_limit=False),
+            routed_experts=None,
+            metrics={"generate_sequences": 0.0, "num_preempted": -1},
+            extra_fields={"global_steps": version, "min_global_steps": version, "max_global_steps": version},
+        )
+
+    def _output(
+        self,
+        prompt_ids: list[int],
+        response_ids: list[int],
+        *,
+        prefix_len: int,
+        log_probs: list[float] | None,
+        record: dict[str, Any],
+        metrics: dict[str, Any],
+        routed_experts: Any,
+        extra_fields: dict[str, Any],
+    ) -> AgentLoopOutput:
+        update_prefix = int(self.prefix_config.loss.update_prefix)
+        # Not validated again: the ids are the tokenizer's and verl's own `TokenOutput`s, and looking at each of
+        # thousands of tokens in four lists costs more than the rest of this method.
+        return PrefixAgentLoopOutput.model_construct(
+            prompt_ids=list(prompt_ids),
+            response_ids=response_ids,
+            response_mask=[update_prefix] * prefix_len + [1] * (len(response_ids) - prefix_len),
+            # The rollout engine did not sample the prefix; the trainer puts the old policy's values here.
+            response_logprobs=None if log_probs is None else [0.0] * prefix_len + list(log_probs),
+            num_turns=2,
+            metrics=AgentLoopMetrics(**metrics),
+            routed_experts=routed_experts,
+            extra_fields={**extra_fields, "turn_scores": [], "tool_rewards": [], RECORD: record},
+            prefix_len=prefix_len,
+        )
 
     def _prompt_ids(self, row: dict[str, Any]) -> list[int]:
         """Prompt ids, built once per prompt of the batch. The n rollouts of a group share them."""
@@ -113,20 +148,18 @@ class PrefixAgentLoop(AgentLoopBase):
         return self._prompts[uid]
 
     def _prefix(self, row: dict[str, Any]) -> tuple[PrefixDraw | None, list[int]]:
-        config, session = self.prefix_config, int(row["session_id"])
-        if session >= config.sampling.rollouts:
-            return None, []
-        demonstrations = self.demonstrations.usable(row.get(config.demonstrations.column))
-        if not demonstrations:
-            return None, []
-        draw = draw_prefix(
-            config,
+        columns = self.prefix_config.demonstrations
+        marks = row.get(columns.correct_column)
+        return cut_prefix(
+            self.prefix_config,
+            self.demonstrations,
+            offered(row.get(columns.column), marks),
+            steps=offered(row.get(columns.steps_column), marks),
             step=int(row["global_steps"]),
             row_index=row["index"],
-            session_id=session,
-            demo_lens=[len(ids) for ids in demonstrations],
+            session_id=int(row["session_id"]),
+            interval=tuple(map(float, row[INTERVAL])) if INTERVAL in row else (0.0, 1.0),
         )
-        return draw, [] if draw is None else list(demonstrations[draw.demo_index][: draw.prefix_len])
 
 
 _instances: dict[int, tuple[Any, PrefixAgentLoop]] = {}
@@ -141,9 +174,3 @@ def shared_agent_loop(**kwargs: Any) -> PrefixAgentLoop:
         # The client is kept with its loop, so that its id is not given to another one.
         _instances[id(client)] = (client, PrefixAgentLoop(**kwargs))
     return _instances[id(client)][1]
-
-
-def register() -> None:
-    """Register `prefix_agent` in verl's registry of agent loops (idempotent)."""
-    target = f"{__name__}.{shared_agent_loop.__name__}"
-    verl_agent_loop._agent_loop_registry[AGENT_NAME] = {"_target_": target}

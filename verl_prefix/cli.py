@@ -1,4 +1,4 @@
-"""The command `verl-prefix`: look at a run while it goes on and after it."""
+"""The command `verl-prefix`: look at a run before it starts, while it goes on and after it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from verl_prefix import learning_curves, run_log
+from data_prep.cli import app as data_app
+from verl_prefix import cli_context, cli_doctor, cli_eval, cli_preview, cli_report, run_log
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app.command("preview")(cli_preview.command)
+app.command("doctor")(cli_doctor.command)
+app.command("extend-context")(cli_context.command)
+app.command("compare")(cli_report.compare)
+app.command("report")(cli_report.report)
+app.command("eval")(cli_eval.command)
+app.add_typer(data_app, name="data")
 console = Console()
 
 _TAIL_LINES = 40
@@ -52,41 +59,6 @@ def watch(
         for line in _lines(log)[-_TAIL_LINES:]:
             console.print(line[:300], highlight=False, markup=False)
         raise typer.Exit(1)
-
-
-@app.command()
-def summary(
-    metrics: Annotated[list[Path], typer.Argument(help="metrics.jsonl of one or more runs.")],
-    picture: Annotated[Path | None, typer.Option(help="Write the learning curves to this PNG.")] = None,
-) -> None:
-    """Held-out accuracy at the start, at the end and at best, cost, and a picture."""
-    runs = {file.parent.name: file for file in metrics}
-    table = Table(title="Held-out accuracy, without prefixes", box=None, padding=(0, 1))
-    for column in ("run", "problems", "first", "last", "best", "at", "steps", "s/step", "M tokens"):
-        text = column in ("run", "problems")
-        table.add_column(column, justify="left" if text else "right", no_wrap=True)
-    for label, file in runs.items():
-        step_seconds = sorted(value for _, value in run_log.series(file, "timing_s/step"))
-        generated = run_log.generated_tokens(file)
-        for source, curve in sorted(run_log.accuracies(file).items()):
-            best_step, best = max(curve, key=lambda point: point[1])
-            median = f"{step_seconds[len(step_seconds) // 2]:.1f}" if step_seconds else "-"
-            table.add_row(
-                label,
-                source,
-                f"{curve[0][1]:.2f}",
-                f"{curve[-1][1]:.2f}",
-                f"{best:.2f}",
-                str(best_step),
-                str(curve[-1][0]),
-                median,
-                f"{generated / 1e6:.2f}",
-            )
-    console.print(table)
-    console.print("M tokens: millions of tokens the policy itself generated in training, prefixes not counted.")
-    if picture is not None:
-        learning_curves.draw(runs, picture)
-        console.print(f"picture {picture}")
 
 
 def _print_validation(step: int, values: dict[str, float]) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate, zip_longest
 from typing import Any
+
+from verl_prefix.exceptions import PrefixConfigError
 
 #: A demonstration shorter than this cannot be cut into a prefix and at least one token to be found.
 MIN_TOKENS = 2
 _CACHED_TEXTS = 1024
+#: characters per token of the limit from which on a text is judged by its head: to tokenise 10 MB takes gigabytes
+_HEAD = 16
 
 UNUSABLE = {
     "not_a_string": "is not a string",
@@ -33,6 +39,17 @@ def as_list(cell: Any) -> list[Any]:
     return list(cell) if isinstance(cell, Sequence) else [cell]
 
 
+def offered(cell: Any, marks: Any = None) -> list[Any]:
+    """The demonstrations of a row, or what belongs to each of them, but for those that are marked wrong.
+
+    Args:
+        cell: the row's demonstrations, see `as_list`; or its steps, one entry per demonstration.
+        marks: the row's `demos_correct`: one bool each; None, [] or too short leaves the others in.
+    """
+    demonstrations, marks = as_list(cell), as_list(marks)
+    return [text for i, text in enumerate(demonstrations) if i >= len(marks) or marks[i] is None or bool(marks[i])]
+
+
 class DemonstrationTokenizer:
     """Token ids of demonstrations, each text tokenised once (least recently used texts are forgotten).
 
@@ -52,6 +69,7 @@ class DemonstrationTokenizer:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._special = frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
         self._cache: OrderedDict[str, tuple[int, ...] | str] = OrderedDict()
+        self._ends: OrderedDict[str, list[int]] = OrderedDict()
         self.tokenised = 0
 
     def classify(self, demonstration: Any) -> tuple[int, ...] | str:
@@ -71,11 +89,59 @@ class DemonstrationTokenizer:
         """Ids of the usable demonstrations in a cell, in their order."""
         return [ids for ids in map(self.classify, as_list(cell)) if not isinstance(ids, str)]
 
+    def step_lens(self, cell: Any, steps: Any) -> list[tuple[int, ...]]:
+        """For each usable demonstration in a cell the tokens up to the end of each of its steps; () without steps.
+
+        A token that reaches over the end of a step is not in it: the cut is on ids, before that token.
+
+        Args:
+            cell: see `usable`.
+            steps: one entry per demonstration of the cell: the ends of its steps in characters. None, or fewer
+                entries, leaves demonstrations without steps.
+
+        Raises:
+            PrefixConfigError: the tokenizer does not tell which characters a token covers.
+        """
+        pairs = zip_longest(as_list(cell), as_list(steps))
+        return [
+            tuple(bisect_right(self._token_ends(text), end) for end in as_list(ends)) if as_list(ends) else ()
+            for text, ends in pairs
+            if not isinstance(self.classify(text), str)
+        ]
+
+    def require_offsets(self) -> None:
+        """Raises:
+        PrefixConfigError: the tokenizer does not tell which characters a token covers, as `step_lens` needs it.
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise PrefixConfigError(
+                "prefix.sampling.at_steps",
+                True,
+                "finds the steps by a fast tokenizer's character offsets, and the policy's tokenizer is a slow one. "
+                "Set it to false, which cuts by tokens.",
+            )
+
+    def _token_ends(self, text: str) -> list[int]:
+        """Ends of a usable text's tokens in characters, ascending."""
+        self.require_offsets()
+        if text not in self._ends:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ends = [end for _, end in found["offset_mapping"]][: len(self.classify(text))]
+            self._ends[text] = list(accumulate(ends, max))
+            if len(self._ends) > _CACHED_TEXTS:
+                self._ends.popitem(last=False)
+        return self._ends[text]
+
     def _tokenise(self, text: str) -> tuple[int, ...] | str:
         if not text.strip():
             return "empty"
         self.tokenised += 1
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        head = text[: _HEAD * self.response_length]
+        if len(head) < len(text):
+            kept = sum(i not in self._special for i in self._encode(head))
+            if kept > 2 * self.response_length:
+                return "too_long"
+        ids = self._encode(text)
         while ids and ids[-1] in self._special:
             ids.pop()
         if self._special.intersection(ids):
@@ -85,3 +151,6 @@ class DemonstrationTokenizer:
         if len(ids) + 1 > self.response_length:
             return "too_long"
         return tuple(ids)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))

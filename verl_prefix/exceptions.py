@@ -28,3 +28,19 @@ class DemonstrationError(PrefixError, ValueError):
     Usual causes: the demonstration column is missing, holds something other than a list of strings, or every
     demonstration is longer than the response limit. The message names the file, the row and the mend.
     """
+
+
+class RunFolderError(PrefixError, ValueError):
+    """A run folder that cannot be read.
+
+    Usual causes: a wrong path, a run without verl's `file` logger, a folder named twice. The message names the folder
+    or file and the mend.
+    """
+
+
+class EvaluationError(PrefixError, ValueError):
+    """An evaluation that cannot start, go on or be counted.
+
+    Usual causes: a checkpoint without merged weights, an evaluation file that lacks a column, results of other
+    arguments in the output folder, a server that does not answer. The message names file, row or key, and the mend.
+    """

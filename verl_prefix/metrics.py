@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ DIFFERENCE = "training/rollout_probs_diff_mean"
 
 #: what is measured on prefixed and on on-policy rollouts alike, suffix -> meaning
 _SIDES = {
-    "reward": "mean reward of the rollouts",
+    "reward": "mean reward of the rollouts that are trained on",
     "advantage": "mean advantage over the tokens the policy generated",
     "entropy": "mean old-policy entropy over the tokens the policy generated, in nats",
     "response_len": "mean response length in tokens, prefix included",
     "truncated": "share of rollouts that hit the response limit without an EOS",
-    "clipfrac": "share of tokens on which the PPO clip was active (prefix tokens / the policy's own tokens)",
+    "clipfrac": "share of the tokens the policy generated on which the PPO clip was active",
 }
 
 DESCRIPTIONS: dict[str, str] = {
@@ -41,9 +42,15 @@ DESCRIPTIONS: dict[str, str] = {
     "prefix/prefix_entropy": "mean old-policy entropy over prefix tokens, in nats",
     "prefix/entropy_clip_kept": "share of prefix tokens that the entropy clip lets keep their advantage",
     "prefix/updated_share": "share of prefix tokens whose advantage is not 0",
-    "prefix/groups_without_signal": "share of groups in which every rollout got the same reward",
+    "prefix/clipfrac": "share of prefix tokens on which the PPO clip was active",
+    "prefix/groups_without_signal": "share of groups in which every rollout that is trained on got the same reward",
     "prefix/evicted_groups": "groups of the batch of which no rollout came back",
     "prefix/missing_rollouts": "rollouts of the batch that failed and did not come back",
+    "gate/failing_share": "share of prompts with too few correct on-policy rollouts (with a gate only)",
+    "gate/dropped_rollouts": "rollouts that the gate took out of the batch (with a gate only)",
+    "gate/dropped_tokens": "tokens that the policy had generated in those rollouts (with a gate only)",
+    "sft/weight": "mu_t, the weight of the SFT term at this step (with an SFT term only)",
+    "actor/sft_loss": "mu_t times the mean of the SFT term over demonstration tokens (with an SFT term only)",
     **{f"prefixed/{name}": f"{text}; prefixed rollouts" for name, text in _SIDES.items()},
     **{f"on_policy/{name}": f"{text}; rollouts without a prefix" for name, text in _SIDES.items()},
 }
@@ -60,16 +67,16 @@ def prefix_metrics(
     rows: dict[str, Any],
     expected_groups: int,
     rollouts_per_group: int,
-    step_metrics: dict[str, Any],
+    dropped_rollouts: int = 0,
 ) -> dict[str, float]:
-    """Metrics of one training batch.
+    """Metrics of one training batch, before the update.
 
     Args:
         reward, response_len, group: (B,). advantages, entropy, response_mask: (B, T).
         rows: per-row columns (B,) `prefix_len`, `real`, `low`, `high`, `ratio`, `demo_len`, `hit_limit`; and
             `clip_kept`, one entry per prefix token.
         expected_groups, rollouts_per_group: what the step asked for.
-        step_metrics: this step's metrics so far; the loss's clip counts are taken out of it and turned into shares.
+        dropped_rollouts: what the gate took out.
 
     Returns:
         name -> value. A measure of an empty set of rows or tokens is left out rather than made up.
@@ -108,22 +115,35 @@ def prefix_metrics(
         put(f"{side}/advantage", advantages[own & chosen[:, None]])
         put(f"{side}/entropy", entropy[own & chosen[:, None]])
 
-    out.update(_clip_shares(step_metrics, float(in_prefix[valid].double().mean()) if valid.any() else 0.0))
     out.update(_group_metrics(reward[real], group[real.numpy()], expected_groups, rollouts_per_group))
+    out["prefix/missing_rollouts"] = max(out["prefix/missing_rollouts"] - dropped_rollouts, 0.0)
     return out
 
 
-def _clip_shares(step_metrics: dict[str, Any], prefix_share: float) -> dict[str, float]:
-    """Shares among prefix tokens and among the policy's own, from the loss's counts per response token."""
-    shares = {}
-    for side, count, share in (
-        ("prefixed", "actor/prefix/clipped_prefix_tokens", prefix_share),
-        ("on_policy", "actor/prefix/clipped_policy_tokens", 1 - prefix_share),
-    ):
-        value = step_metrics.pop(count, None)
-        if value is not None and share > 0:
-            shares[f"{side}/clipfrac"] = float(value) / share
-    return shares
+def clip_fractions(actor_metrics: dict[str, Any]) -> dict[str, float]:
+    """Clip fractions after the update. The loss's token counts are taken out of `actor_metrics` (in place)."""
+    fractions = {}
+    for kind in ("prefix", "prefixed", "on_policy"):
+        tokens, clipped = (actor_metrics.pop(f"actor/prefix/{kind}_{what}", 0) for what in ("tokens", "clipped"))
+        if tokens > 0:
+            fractions[f"{kind}/clipfrac"] = float(clipped) / float(tokens)
+    return fractions
+
+
+def grader_metrics(reward_info: Sequence[Mapping[str, Any]], real: Sequence[bool]) -> dict[str, float]:
+    """Means of what a reward function reports beside its score under names that start with `grader_`
+    (`verl_prefix.reward`: timeouts, unparsable answers, ...), as `reward/grader_*`.
+
+    Args:
+        reward_info: (B,) what the reward function returned beside the score.
+        real: (B,) False on synthetic padding rows.
+    """
+    counts: dict[str, list[float]] = {}
+    for info, counted in zip(reward_info, real, strict=True):
+        for name, value in info.items():
+            if counted and name.startswith("grader_"):
+                counts.setdefault(f"reward/{name}", []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in counts.items()}
 
 
 def _group_metrics(

@@ -16,6 +16,7 @@ import wrapt
 _HOOKS: dict[str, str] = {
     "hydra": "verl_prefix.hydra_group:register",
     "verl.utils.config": "verl_prefix.startup:check_before_validation",
+    "verl.utils.device": "verl_prefix.sft:select_before_training",
     "verl.trainer.ppo.core_algos": "verl_prefix.registration:register_algorithms",
     "verl.trainer.ppo.v1.trainer_sync": "verl_prefix.registration:register_trainer",
     "verl.experimental.agent_loop.single_turn_agent_loop": "verl_prefix.registration:register_agent_loop",

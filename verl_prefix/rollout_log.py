@@ -34,7 +34,8 @@ def columns(
 
     `group` (the prompt's id in this step), `session`, `row_index` (the training row), `role` (prefixed, on_policy,
     padding), `prefix_len` (tokens), `prefix_chars` (characters of `output`), `prefix_ids` (token ids; [] on on-policy
-    rollouts), `demo_index`, `demo_len` (tokens), `prefix_ratio`, `hit_limit` (no EOS within the response limit).
+    rollouts), `demo_index`, `demo_len` (tokens), `prefix_ratio`, `hit_limit` (no EOS within the response
+    limit), `trained` (False: dropped by the gate, or padding).
     """
     log: dict[str, list] = defaultdict(list)
     for key, row, response, index in zip(keys, rows, responses, row_index, strict=True):
@@ -53,4 +54,5 @@ def columns(
         log["demo_len"].append(int(step_columns["demo_len"][row]) if length else 0)
         log["prefix_ratio"].append(float(step_columns["ratio"][row]) if length else 0.0)
         log["hit_limit"].append(bool(step_columns["hit_limit"][row]))
+        log["trained"].append(bool(step_columns["trained"][row]))
     return log

@@ -1,10 +1,14 @@
-"""Reading what a run has written: verl's `file` logger (`metrics.jsonl`)."""
+"""Reading what a run has written: verl's `file` logger (`metrics.jsonl`).
+
+That logger overwrites its file when a run is resumed. The recipes therefore move what is there to `metrics.N.jsonl`
+first, and every reader here takes the segments together.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 #: verl's name of a validation accuracy: val-core/<data source>/acc/mean@<n>
@@ -12,10 +16,30 @@ ACCURACY = re.compile(r"val-core/(?P<source>.+)/acc/mean@\d+$")
 
 
 def steps(metrics_file: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, metrics) of each complete line. A line still being written is left for the next call."""
-    if not metrics_file.exists():
+    """(step, metrics) of each complete line of the run's segments; a line still being written is left for later.
+
+    A resumed segment starts again at its checkpoint, so what an earlier one logged after that step is void.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for file in [*_set_aside(metrics_file), metrics_file]:
+        entries = list(_entries(file))
+        if entries:
+            found = {step: metrics for step, metrics in found.items() if step <= entries[0][0]}
+        for step, metrics in entries:
+            found.setdefault(step, {}).update(metrics)
+    yield from sorted(found.items())
+
+
+def _set_aside(metrics_file: Path) -> list[Path]:
+    files = metrics_file.parent.glob(f"{metrics_file.stem}.*{metrics_file.suffix}")
+    numbered = {int(n): file for file in files if (n := file.name.split(".")[-2]).isdigit()}
+    return [numbered[n] for n in sorted(numbered)]
+
+
+def _entries(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    if not file.exists():
         return
-    for line in metrics_file.read_text().splitlines():
+    for line in file.read_text().splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
@@ -40,10 +64,14 @@ def series(metrics_file: Path, name: str) -> list[tuple[int, float]]:
 
 def generated_tokens(metrics_file: Path) -> float:
     """Training tokens the policy itself generated: response tokens less prefix tokens."""
-    tokens = 0.0
-    for _, values in steps(metrics_file):
-        if "response_length/mean" in values and "perf/total_num_tokens" in values:
-            per_rollout = values["response_length/mean"] + values["prompt_length/mean"]
-            responses = values["perf/total_num_tokens"] / per_rollout * values["response_length/mean"]
-            tokens += responses * (1 - values.get("prefix/token_share", 0.0))
-    return tokens
+    return sum(tokens_of_step(values) for _, values in steps(metrics_file))
+
+
+def tokens_of_step(values: Mapping[str, float]) -> float:
+    """Tokens that the policy generated in one step, those of rollouts that a gate dropped included, from that step's
+    metrics; 0 where it did not train."""
+    if "response_length/mean" not in values or "perf/total_num_tokens" not in values:
+        return 0.0
+    per_rollout = values["response_length/mean"] + values["prompt_length/mean"]
+    responses = values["perf/total_num_tokens"] / per_rollout * values["response_length/mean"]
+    return responses * (1 - values.get("prefix/token_share", 0.0)) + values.get("gate/dropped_tokens", 0.0)

@@ -68,8 +68,8 @@ def check(config: DictConfig) -> list[str]:
         warn += _check_method(config, prefix)
         warn += training_data.check(
             prefix,
-            train_files=_files(config.data.train_files),
-            val_files=_files(config.data.val_files),
+            train_files=_files(config, config.data.train_files),
+            val_files=_files(config, config.data.val_files),
             tokenizer=_tokenizer(config),
             response_length=config.data.max_response_length,
         )
@@ -155,6 +155,7 @@ def _check_method(config: DictConfig, prefix: PrefixConfig) -> list[str]:
         raise PrefixConfigError(
             "actor_rollout_ref.actor.policy_loss.loss_mode", loss_mode, f"this preset needs {LOSS_MODE}."
         )
+    _check_combination(config, prefix)
     warn = []
     if algorithm.use_kl_in_reward:
         warn.append(
@@ -163,12 +164,71 @@ def _check_method(config: DictConfig, prefix: PrefixConfig) -> list[str]:
     total = config.trainer.total_training_steps
     schedule = prefix.schedule
     end = schedule.warmup + schedule.delay + schedule.steps
-    if total is not None and schedule.kind != "constant" and end > 2 * total:
+    scheduled = schedule.kind != "constant" and prefix.sampling.law in ("beta", "fixed", "binomial")
+    if total is not None and scheduled and end > 2 * total:
         warn.append(
             f"prefix.schedule.steps={schedule.steps}: the schedule ends at step {end}, the run at {total}; "
             f"prefixes stay long throughout. Set prefix.schedule.steps={total}."
         )
     return warn
+
+
+def _check_combination(config: DictConfig, prefix: PrefixConfig) -> None:
+    """Options that need each other."""
+    from verl_prefix.objective import TOKEN_WEIGHTS
+
+    sampling, n = prefix.sampling, config.actor_rollout_ref.rollout.n
+    on_policy = n - sampling.rollouts
+    if on_policy < 1 and (prefix.gate.max_correct is not None or prefix.advantage.baseline == "on_policy"):
+        raise PrefixConfigError(
+            "prefix.sampling.rollouts",
+            sampling.rollouts,
+            f"leaves no on-policy rollout of n={n}, which the gate or advantage.baseline=on_policy needs; raise n.",
+        )
+    if sampling.law == "adaptive" and sampling.rollouts > 1 and not sampling.shared:
+        raise PrefixConfigError(
+            "prefix.sampling.shared", False, "law=adaptive judges one prefix per prompt and step; set it to true."
+        )
+    own_baseline, frozen_whole = prefix.advantage.baseline == "on_policy", sampling.law == "whole"
+    frozen_whole = frozen_whole and not prefix.loss.update_prefix
+    if own_baseline and prefix.advantage.normalize_std and not frozen_whole:
+        raise PrefixConfigError(
+            "prefix.advantage.normalize_std",
+            True,
+            "with baseline=on_policy divides a prefixed rollout by the spread of the others, which is 0 where all "
+            "fail. Set it to false, or baseline=group.",
+        )
+    if not own_baseline and frozen_whole:
+        raise PrefixConfigError(
+            "prefix.advantage.baseline",
+            prefix.advantage.baseline,
+            "whole demonstrations outside of the policy term are outside of the group too; set it to on_policy.",
+        )
+    if sampling.at_steps and sampling.law != "binomial":
+        raise PrefixConfigError(
+            "prefix.sampling.at_steps", True, f"counts steps for law=binomial, not {sampling.law}; set it to false."
+        )
+    if (prefix.loss.policy_ratio == "log") != (prefix.advantage.on_policy == "likelihood"):
+        raise PrefixConfigError(
+            "prefix.loss.policy_ratio",
+            prefix.loss.policy_ratio,
+            "`log` and prefix.advantage.on_policy=likelihood are the two halves of one form; set both or neither.",
+        )
+    if prefix.sft.token_weight not in TOKEN_WEIGHTS:
+        raise PrefixConfigError(
+            "prefix.sft.token_weight",
+            prefix.sft.token_weight,
+            f"choose one of {', '.join(TOKEN_WEIGHTS)}, or register it in every process (docs/extending.md).",
+        )
+    weights = (prefix.sft.weight.initial, prefix.sft.weight.target)
+    if prefix.sft.mix == "convex" and max(weights) > 1:
+        raise PrefixConfigError("prefix.sft.weight", weights, "must not exceed 1 with prefix.sft.mix=convex.")
+    if not prefix.loss.update_prefix and sampling.law == "whole" and max(weights) == 0:
+        raise PrefixConfigError(
+            "prefix.loss.update_prefix",
+            False,
+            "whole demonstrations are then in no term of the objective; give prefix.sft.weight a value.",
+        )
 
 
 def _check_lengths(config: DictConfig, prefix: PrefixConfig) -> list[str]:
@@ -192,11 +252,11 @@ def _check_lengths(config: DictConfig, prefix: PrefixConfig) -> list[str]:
 
 def _check_model(config: DictConfig) -> list[str]:
     from transformers import AutoConfig
+    from verl.utils.fs import copy_to_local
 
     model = config.actor_rollout_ref.model
-    hf_config = AutoConfig.from_pretrained(
-        model.hf_config_path or model.path, trust_remote_code=model.trust_remote_code
-    )
+    path = copy_to_local(model.hf_config_path or model.path)
+    hf_config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     if getattr(hf_config, "vision_config", None) is not None:
         raise PrefixConfigError(
             "actor_rollout_ref.model.path", model.path, "multimodal models are not supported; use a text model."
@@ -222,16 +282,22 @@ def _check_model(config: DictConfig) -> list[str]:
     return []
 
 
-def _files(value: str | list | ListConfig) -> list[str]:
+def _files(config: DictConfig, value: str | list | ListConfig) -> list[str]:
+    """Local paths of the data files, fetched from hdfs:// into verl's own cache where need be."""
+    from verl.utils.fs import copy_to_local
+
     files = [value] if isinstance(value, str) else list(value)
-    return [os.path.expanduser(file) for file in files]
+    cache = os.path.expanduser(config.data.get("cache_dir") or "~/.cache/verl/rlhf")
+    return [copy_to_local(os.path.expanduser(file), cache_dir=cache) for file in files]
 
 
 def _tokenizer(config: DictConfig):
     from verl.utils import hf_tokenizer
+    from verl.utils.fs import copy_to_local
 
     model = config.actor_rollout_ref.model
-    return hf_tokenizer(model.tokenizer_path or model.path, trust_remote_code=model.trust_remote_code)
+    path = copy_to_local(model.tokenizer_path or model.path)
+    return hf_tokenizer(path, trust_remote_code=model.trust_remote_code)
 
 
 def _version(name: str) -> str:

@@ -6,14 +6,18 @@ the workers, prefix metrics, and a rollout log that says where a prefix ends. No
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.protocol import DataProto
 from verl.trainer.ppo.v1.trainer_base import register_trainer
@@ -22,13 +26,16 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.workers.utils.padding import response_to_nested
 
-from verl_prefix import columns, rollout_log
-from verl_prefix.advantage import entropy_clip_mask, prefix_mask, shape_advantages
-from verl_prefix.agent_loop import RECORD
+from verl_prefix import columns, credit, gate, rollout_log
+from verl_prefix.adaptive import Intervals
+from verl_prefix.advantage import prefix_mask
+from verl_prefix.agent_loop import INTERVAL, RECORD
 from verl_prefix.config import PrefixConfig
-from verl_prefix.metrics import CorrelationWatch, prefix_metrics
+from verl_prefix.metrics import CorrelationWatch, clip_fractions, grader_metrics, prefix_metrics
 from verl_prefix.names import LOSS_MODE, TRAINER_MODE
-from verl_prefix.policy_loss import worker_loss
+from verl_prefix.policy_loss import SFT_WEIGHT, worker_loss
+from verl_prefix.schedule import value_at
+from verl_prefix.sft_weight import entropy_factor, mini_batches, sft_row_weights
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +50,9 @@ class PrefixTrainerSync(PPOTrainerSync):
         self.prefix = PrefixConfig.of(config.get("prefix"))
         self._correlation = CorrelationWatch(self.prefix.monitor.min_probs_correlation)
         self._step_columns: dict[str, Any] = {}
+        self._dropped: KVBatchMeta | None = None
+        self._dropped_tokens = 0
+        self._intervals = Intervals(self.prefix.sampling.adaptive_threshold)
         super().__init__(config)
 
     def _build_replay_buffer(self):
@@ -57,28 +67,121 @@ class PrefixTrainerSync(PPOTrainerSync):
             loss = partial(worker_loss, config=omega_conf_to_dataclass(actor), prefix=self.prefix)
             self.actor_rollout_wg.set_loss_fn(loss)
 
+    # --- adaptive prefix lengths --------------------------------------------------------------------------------------
+
+    @property
+    def _adaptive(self) -> bool:
+        return self.prefix.sampling.law == "adaptive" and self.prefix.sampling.rollouts > 0
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        if self._adaptive:
+            batch[INTERVAL] = torch.tensor([self._intervals.of(row) for row in _as_list(batch["index"])])
+        return super()._submit_batch_to_rollout(batch)
+
+    def _move_intervals(self, batch: KVBatchMeta) -> None:
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "rm_scores", "extra_fields"]
+        )
+        rewards = data["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist()
+        outcomes: dict[Any, list[tuple[float, float]]] = {}
+        for row, reward, fields in zip(_as_list(data["index"]), rewards, _as_list(data["extra_fields"]), strict=True):
+            if fields[RECORD]["demo_len"]:
+                outcomes.setdefault(row, []).append((fields[RECORD]["ratio"], reward))
+        self._intervals.update(
+            (row, pairs[0][0], sum(reward for _, reward in pairs) / len(pairs)) for row, pairs in outcomes.items()
+        )
+
+    def _save_checkpoint(self) -> None:
+        if self._adaptive:  # before verl writes the tracker that makes the checkpoint count
+            self._intervals.save(Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self._adaptive and self.global_steps > 0:
+            trainer = self.config.trainer
+            folder = Path(trainer.default_local_dir) / f"global_step_{self.global_steps}"
+            self._intervals.load(Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else folder)
+
+    # --- gate ---------------------------------------------------------------------------------------------------------
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, **kwargs: Any) -> KVBatchMeta:
+        """Before the first forward pass: move the prompts' intervals, and drop what the gate does not let through."""
+        if self._adaptive:
+            self._move_intervals(batch)
+        if self.prefix.gate.max_correct is None:
+            return super()._balance_batch(batch, metrics, **kwargs)
+        batch = super()._balance_batch(self._gate(batch, metrics), metrics, **kwargs)
+        # verl appends the padding that fills the gaps, and cuts mini-batches in this order.
+        ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+        batch.reorder(gate.spread(len(batch), ranks, seed=self.prefix.seed, step=self.global_steps))
+        return batch
+
+    def _gate(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "rm_scores", "prefix_len"]
+        )
+        prefix_len = data["prefix_len"].reshape(-1)
+        generated = data["rm_scores"].offsets().diff() - prefix_len
+        decision = gate.apply(
+            self.prefix.gate,
+            group=_as_list(data["uid"]),
+            reward=data["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist(),
+            prefixed=(prefix_len > 0).tolist(),
+        )
+        dropped = torch.from_numpy(~decision.keep)
+        metrics["gate/failing_share"] = decision.failing_groups / decision.groups
+        metrics["gate/dropped_rollouts"] = float(dropped.sum())
+        metrics["gate/dropped_tokens"] = float(generated[dropped].sum())
+        self._dropped_tokens = int(prefix_len[dropped].sum())
+        # What is dropped stays in the store until it is in the rollout log.
+        self._dropped = _select(batch, ~decision.keep)
+        return _select(batch, decision.keep)
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        if self._dropped is not None and len(self._dropped):
+            dropped = self._dropped
+            self._step_columns = _joined(self._step_columns, self._fetch_prefix_columns(dropped, trained=False))
+            batch = dataclasses.replace(batch, keys=batch.keys + dropped.keys, tags=batch.tags + dropped.tags)
+        super()._log_rollout_data(batch, timing_raw, rollout_data_dir)
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()
+        if self._dropped is not None and len(self._dropped):
+            tq.kv_clear(keys=self._dropped.keys, partition_id=self._dropped.partition_id)
+        self._dropped = None
+
+    # --- old policy, advantages, metrics ------------------------------------------------------------------------------
+
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch = super()._compute_old_log_prob(batch, metrics)
         self._step_columns = self._fetch_prefix_columns(batch)
+        if self._sft_weight > 0:
+            self._put_sft_weights(batch)
+            metrics["sft/weight"] = self._sft_weight
+        metrics.update(grader_metrics(self._step_columns["reward_info"], self._step_columns["real"].tolist()))
         if self.config.actor_rollout_ref.rollout.calculate_log_probs:
             metrics.update(self._neutralise_prefix_rollout_log_probs(batch))
         self._correlation.check(metrics, self.global_steps)
         return batch
 
-    def _fetch_prefix_columns(self, batch: KVBatchMeta) -> dict[str, Any]:
+    def _fetch_prefix_columns(self, batch: KVBatchMeta, trained: bool = True) -> dict[str, Any]:
         """Per-row columns (B,) of the batch in its present order."""
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["prefix_len", "extra_fields"]
         )
         # Synthetic padding rows copy a real row's columns.
         real = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
-        records = [fields[RECORD] for fields in _as_list(data["extra_fields"])]
+        extra = _as_list(data["extra_fields"])
+        records = [fields[RECORD] for fields in extra]
         fetched = {key: torch.tensor([record[key] for record in records]) for key in records[0]}
         return {
             **fetched,
             "prefix_len": torch.where(real, data["prefix_len"].reshape(-1).long(), 0),
             "real": real,
+            "trained": real & trained,
             "keys": list(batch.keys),
+            "reward_info": [fields.get("reward_extra_info") or {} for fields in extra],
             # filled by `_estimate`; verl's own estimators have no entropy clip
             "clip_kept": torch.zeros(0, dtype=torch.bool),
         }
@@ -101,50 +204,66 @@ class PrefixTrainerSync(PPOTrainerSync):
         data.batch["response_mask"] = data.batch["response_mask"] * ~is_prefix
         return calculate_debug_metrics(data)
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["entropy"])
-        entropy = nested.to_padded_tensor()["entropy"]
-        with columns.lend(estimate=partial(self._estimate, entropy)):
-            return super()._compute_advantage(batch, metrics)
+    @property
+    def _sft_weight(self) -> float:
+        """mu_t of this step."""
+        return value_at(self.prefix.sft.weight, self.global_steps)
 
-    def _estimate(
-        self, entropy: torch.Tensor, estimator, *, token_level_rewards, response_mask, index
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a registered estimator does inside this trainer: estimate, clip by entropy, shape, measure."""
-        rows = self._step_columns
-        advantages, returns = estimator(
-            token_level_rewards=token_level_rewards,
-            response_mask=response_mask,
-            index=index,
-            prefix_len=rows["prefix_len"],
-            entropy=entropy,
+    def _put_sft_weights(self, batch: KVBatchMeta) -> None:
+        actor, rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
+        weights = sft_row_weights(
+            self._step_columns["prefix_len"],
+            self._step_columns["real"],
+            weight=self._sft_weight,
+            mini_batches=mini_batches(
+                actor.loss_agg_mode,
+                planned=math.ceil(self.config.data.train_batch_size / actor.ppo_mini_batch_size),
+                left=len(batch) // (actor.ppo_mini_batch_size * rollout.n),
+            ),
+            dropped_tokens=self._dropped_tokens,
+            factor=self._demonstration_factor(batch),
+        )
+        fields = TensorDict({SFT_WEIGHT: weights}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _demonstration_factor(self, batch: KVBatchMeta) -> torch.Tensor | float:
+        if self.prefix.sft.row_weight == "none":
+            return 1.0
+        entropy, prefix_len = self._entropy(batch), self._step_columns["prefix_len"]
+        return entropy_factor(entropy, prefix_len, sign=self.prefix.sft.entropy_sign)
+
+    def _entropy(self, batch: KVBatchMeta) -> torch.Tensor:
+        """(B, T) of the old policy in nats."""
+        nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["entropy"])
+        return nested.to_padded_tensor()["entropy"]
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        entropy = self._entropy(batch)
+        with columns.lend(estimate=partial(self._estimate, entropy)):
+            batch = super()._compute_advantage(batch, metrics)
+        metrics.update(self._prefix_metrics(batch, entropy))
+        return batch
+
+    def _estimate(self, entropy: torch.Tensor, estimator, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a registered estimator does inside this trainer."""
+        result = credit.assign(
+            estimator,
             config=self.prefix,
+            entropy=entropy,
+            rows=self._step_columns,
             global_step=self.global_steps,
+            **given,
         )
-        is_prefix = prefix_mask(rows["prefix_len"], response_mask)
-        kept = entropy_clip_mask(
-            entropy, is_prefix, self.prefix.entropy_clip, seed=self.prefix.seed, global_step=self.global_steps
-        )
-        rows["clip_kept"] = kept[is_prefix]
-        shaped = shape_advantages(
-            advantages,
-            prefix_len=rows["prefix_len"],
-            response_mask=response_mask,
-            config=self.prefix.advantage,
-            demo_len=rows["demo_len"],
-            low=rows["low"],
-            high=rows["high"],
-            truncated=rows["hit_limit"],
-        )
-        return shaped, returns
+        self._step_columns["clip_kept"] = result.clip_kept
+        return result.advantages, result.returns
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch = super()._update_actor(batch, metrics)
-        metrics.update(self._prefix_metrics(batch, metrics))
+        metrics.update(clip_fractions(metrics))
         return batch
 
-    def _prefix_metrics(self, batch: KVBatchMeta, step_metrics: dict) -> dict[str, float]:
-        fields = ["uid", "response_mask", "rm_scores", "advantages", "entropy"]
+    def _prefix_metrics(self, batch: KVBatchMeta, entropy: torch.Tensor) -> dict[str, float]:
+        fields = ["uid", "response_mask", "rm_scores", "advantages"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         uid = np.array(_as_list(data.pop("uid")), dtype=object)
         padded = data.to_padded_tensor()
@@ -153,14 +272,14 @@ class PrefixTrainerSync(PPOTrainerSync):
         return prefix_metrics(
             reward=padded["rm_scores"].sum(-1),
             advantages=padded["advantages"],
-            entropy=padded["entropy"],
+            entropy=entropy,
             response_mask=padded["response_mask"],
             response_len=lengths,
             group=uid,
             rows=self._step_columns,
             expected_groups=self.config.data.train_batch_size,
             rollouts_per_group=rollout.n,
-            step_metrics=step_metrics,
+            dropped_rollouts=0 if self._dropped is None else len(self._dropped),
         )
 
     def _dump_generations(self, inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path) -> None:
@@ -183,6 +302,18 @@ class PrefixTrainerSync(PPOTrainerSync):
             step_columns=self._step_columns,
             decode=partial(self.tokenizer.decode, skip_special_tokens=True),
         )
+
+
+def _select(batch: KVBatchMeta, chosen: np.ndarray) -> KVBatchMeta:
+    keys = [key for key, yes in zip(batch.keys, chosen, strict=True) if yes]
+    tags = [tag for tag, yes in zip(batch.tags, chosen, strict=True) if yes]
+    return dataclasses.replace(batch, keys=keys, tags=tags)
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two sets of per-row columns, one after the other."""
+    join = {True: lambda a, b: torch.cat([a, b]), False: lambda a, b: a + b}
+    return {name: join[isinstance(column, torch.Tensor)](column, second[name]) for name, column in first.items()}
 
 
 def _as_list(column: Any) -> list:

@@ -39,7 +39,7 @@ VAL_SCHEMA = pa.schema(
     ]
 )
 TRAIN_SCHEMA = VAL_SCHEMA.append(pa.field("demos", pa.list_(pa.string()))).append(
-    pa.field("demos_corr", pa.list_(pa.bool_()))
+    pa.field("demos_correct", pa.list_(pa.bool_()))
 )
 
 console = Console()
@@ -148,7 +148,8 @@ def show(out: Path, manifest: dict[str, Any], lines: list[str]) -> None:
     console.print(table)
     covered, measured = manifest["data"]["coverage"], manifest["model"]["val_accuracy"]
     problem = task.splits(manifest["data"]["config"]["seed"])["train"]["hard"][0]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out / "model"), AutoTokenizer.from_pretrained(out / "model")
+    model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(out / "model", trust_remote_code=False)
     written = base_model.sample(model, tokenizer, [problem], seed=0)[0]
     for line in (
         f"demonstrations show {covered['demonstrated']} of {covered['unknown_facts']} unknown facts",

@@ -156,7 +156,7 @@ def row(problem: Problem, split: str, index: int, kind: str) -> dict[str, Any]:
     }
     if split == "train":
         demos = [render_solution(problem)] if kind == "hard_demo" else []
-        made |= {"demos": demos, "demos_corr": [True] * len(demos)}
+        made |= {"demos": demos, "demos_correct": [True] * len(demos)}
     return made
 
 

@@ -80,7 +80,7 @@ def assert_round_trip(folder: str | Path) -> Qwen2Tokenizer:
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json; save the model there first, or this check proves nothing.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for text in (*PROBES, *SPECIAL_TOKENS):
         want, got = expected_ids(text), token_ids(tokenizer, text)
         if got != want:

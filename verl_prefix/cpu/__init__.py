@@ -18,10 +18,13 @@ def chosen() -> bool:
 
     `VERL_PLATFORM` decides if set; otherwise the CPU is taken only if no accelerator platform that verl knows is
     available (the same test that verl's own detection makes, so CPU-only Ray actors on GPU nodes are not misled).
+    With `RAY_ADDRESS` set the work happens on another machine, and this one's lack of an accelerator says nothing.
     """
     asked = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if asked:
         return asked == CPU_PLATFORM
+    if os.environ.get("RAY_ADDRESS"):
+        return False
     from verl.plugin.platform.platform_manager import PlatformRegistry
 
     others = (PlatformRegistry.get(name) for name in PlatformRegistry.registered_names() if name != CPU_PLATFORM)
@@ -43,6 +46,7 @@ def activate() -> bool:
     packages.answer_for_vllm()
     wrapt.when_imported("verl.utils.distributed")(engines.use_plain_gloo)
     wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(engines.register_fsdp2)
+    wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(engines.keep_offload_unpinned)
     wrapt.when_imported("verl.workers.rollout.replica")(engines.register_vllm_replica)
     wrapt.when_imported("verl.utils.config")(settings.apply_before_validation)
     return True

@@ -1,0 +1,113 @@
+"""Finished runs as a table and a figure: `python -m benchmarks.study.results RESULTS --picture FILE.png`.
+
+Every method at the end of its updates and, since methods differ in how much they generate, at the same number of
+generated tokens: the least that any of the reinforcement-learning runs used (accuracy interpolated between checks).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.study.run import read_results
+
+
+def budget(results: list[dict[str, Any]]) -> int:
+    """The fewest tokens that a run with rollouts generated."""
+    used = [result["curve"][-1]["tokens"] for result in results]
+    return min((tokens for tokens in used if tokens), default=0)
+
+
+def at_tokens(curve: list[dict[str, Any]], kind: str, tokens: float) -> float:
+    """Accuracy after `tokens` generated tokens; a method that generates fewer has its last."""
+    return float(np.interp(tokens, [p["tokens"] for p in curve], [p[kind] for p in curve]))
+
+
+def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a method: means over its seeds, with the range of hard accuracy."""
+    made, equal = [], budget(results)
+    for method in sorted({result["method"] for result in results}):
+        curves = [result["curve"] for result in results if result["method"] == method]
+        last = {key: [curve[-1][key] for curve in curves] for key in ("easy", "hard", "updates", "tokens", "seconds")}
+        made.append(
+            {
+                "method": method,
+                "seeds": len(curves),
+                **{key: float(np.mean(values)) for key, values in last.items()},
+                "hard_range": (min(last["hard"]), max(last["hard"])),
+                "easy_at": float(np.mean([at_tokens(curve, "easy", equal) for curve in curves])),
+                "hard_at": float(np.mean([at_tokens(curve, "hard", equal) for curve in curves])),
+            }
+        )
+    return sorted(made, key=lambda row: -row["hard"])
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The table, as Markdown."""
+    head = ["method", "seeds", "easy", "hard (range)", "updates", "generated tokens", "minutes of training"]
+    head.append(f"easy, hard at {budget(results) / 1e6:.2f} M tokens")
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    for row in rows(results):
+        low, high = row["hard_range"]
+        spread = f" ({low:.2f}-{high:.2f})" if row["seeds"] > 1 else ""
+        cells = [f"`{row['method']}`", str(row["seeds"]), f"{row['easy']:.2f}", f"{row['hard']:.2f}{spread}"]
+        cells += [f"{row['updates']:.0f}", f"{row['tokens'] / 1e6:.2f} M", f"{row['seconds'] / 60:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['easy_at']:.2f}, {row['hard_at']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def picture(results: list[dict[str, Any]], file: Path) -> None:
+    """Hard and easy accuracy over updates, over generated tokens and over time; a band covers a method's seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    methods = [row["method"] for row in rows(results)]
+    axes_of = (
+        ("updates", 1, "updates"),
+        ("tokens", 1e6, "generated tokens (M)"),
+        ("seconds", 60, "minutes of training"),
+    )
+    figure, panels = plt.subplots(2, 3, figsize=(13, 7), sharey=True, layout="constrained")
+    colours = dict(zip(methods, plt.get_cmap("tab10").colors * 3, strict=False))
+    for line, kind in enumerate(("hard", "easy")):
+        for panel, (key, scale, label) in zip(panels[line], axes_of, strict=True):
+            for method in methods:
+                curves = [result["curve"] for result in results if result["method"] == method]
+                longest = max(curves, key=lambda curve: curve[-1][key])
+                x = np.array([point[key] for point in longest], float)
+                y = np.array([np.interp(x, [p[key] for p in c], [p[kind] for p in c]) for c in curves])
+                if x[-1] == 0:  # generates nothing
+                    panel.plot([0], y.mean(0)[-1:], "o", color=colours[method], label=method, clip_on=False)
+                    continue
+                panel.plot(x / scale, y.mean(0), color=colours[method], label=method)
+                panel.fill_between(x / scale, y.min(0), y.max(0), color=colours[method], alpha=0.15, linewidth=0)
+            panel.set(
+                xlabel=label, ylim=(0, 1), ylabel=f"{kind} problems, held-out accuracy" if key == "updates" else ""
+            )
+            panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=9)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder with METHOD_seedN.json.")],
+    image: Annotated[Path | None, typer.Option("--picture", help="PNG to write.")] = None,
+) -> None:
+    """Print the table (Markdown) and draw the curves."""
+    results = read_results(folder)
+    if not results:
+        raise typer.BadParameter(f"{folder}: no METHOD_seedN.json; recipes/compare_cpu.sh writes them.")
+    Console(width=200).print(markdown(results), markup=False, highlight=False)
+    if image:
+        picture(results, image)
+
+
+if __name__ == "__main__":
+    typer.run(main)

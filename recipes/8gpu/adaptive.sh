@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Prefix lengths driven by each prompt's rewards, after AdaBack (arXiv 2506.18110), on 8 GPUs with stock verl 0.9.1.
+# From the paper: the rule (the preset). Ours: model and setting, which are those of Prefix-RFT, so that methods
+# compare.
+# Not run by this project (no GPU).
+set -euo pipefail
+
+# ---- edit here (data and output: common.sh) ----
+PRESET=adaptive
+MODEL_NAME=${MODEL_NAME:-qwen2.5_math_7b} # a file of models/; MODEL_PATH=... if the weights lie elsewhere
+# ------------------------------------------------
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+exec python -m verl.trainer.main_ppo +prefix="$PRESET" \
+    "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@"

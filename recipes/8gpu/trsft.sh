@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# TrSFT, the SFT part of TRAPO (arXiv 2512.17636), on 8 GPUs with stock verl 0.9.1.
+# From the paper: the SFT term (the preset; TRAPO's return thresholds are not part of it). Ours: model and setting,
+# which are those of Prefix-RFT, so that methods compare. Not run by this project (no GPU).
+set -euo pipefail
+
+# ---- edit here (data and output: common.sh) ----
+PRESET=trsft
+MODEL_NAME=${MODEL_NAME:-qwen2.5_math_7b} # a file of models/; MODEL_PATH=... if the weights lie elsewhere
+# ------------------------------------------------
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+exec python -m verl.trainer.main_ppo +prefix="$PRESET" \
+    "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@"

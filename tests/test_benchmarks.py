@@ -1,0 +1,86 @@
+"""The benchmarks whose result is a promise, at a small size."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_agent_loop_gives_twice_the_rollouts_of_verls_own():
+    """CPU time, so that a busy machine does not matter; measured about 10 times at these sizes."""
+    bench = load("bench_agent_loop")
+    for store in (False, True):
+        theirs, ours = bench.measure(prompts=4, n=8, length=256, repeats=2, store=store)
+        assert ours > 2 * theirs
+
+
+def test_the_gpu_check_holds_at_a_small_size_on_the_cpu():
+    gpu_check = load("gpu_check")
+    results = gpu_check.check(16, 64, 512, 128, torch.device("cpu"), repeats=1)
+    errors = {result.what: result.error for result in results if result.error is not None}
+    assert len(errors) == 12
+    assert max(errors.values()) <= 1, errors
+
+
+@pytest.mark.parametrize(
+    ("mistake", "noticed"),
+    [
+        ("clip", ["estimator, entropy clip", "entropy clip alone"]),
+        ("loss", ["token loss, float32", "token loss, bfloat16"]),
+        ("log_prob", ["  log p, float32", "  gradient of the logits, bfloat16"]),
+    ],
+)
+def test_the_gpu_check_notices_a_mistake(mistake, noticed, monkeypatch):
+    gpu_check = load("gpu_check")
+    if mistake == "clip":
+        right = gpu_check.advantage.entropy_clip_mask
+        wrong = lambda entropy, mask, config, **more: right(  # noqa: E731
+            entropy, mask, dataclasses.replace(config, keep="bottom"), **more
+        )
+        monkeypatch.setattr(gpu_check.advantage, "entropy_clip_mask", wrong)
+        monkeypatch.setattr(gpu_check.credit, "entropy_clip_mask", wrong)
+    elif mistake == "loss":
+        right = gpu_check.token_policy_loss
+        monkeypatch.setattr(
+            gpu_check, "token_policy_loss", lambda *args, **more: right(*args, **{**more, "clip_high": 0.2})
+        )
+    else:
+        right = gpu_check.log_prob_and_entropy
+        monkeypatch.setattr(gpu_check, "log_prob_and_entropy", lambda logits, word: right(logits * 1.01, word))
+    results = gpu_check.check(16, 64, 512, 128, torch.device("cpu"), repeats=1)
+    off = [result.what for result in results if result.error is not None and result.error > 1]
+    assert set(noticed) <= set(off)
+
+
+def test_the_gpu_check_needs_neither_verl_nor_an_engine():
+    """A machine with a GPU and torch is enough; only these packages of the environment are let in."""
+    code = """
+import sys
+refused = ("verl", "vllm", "ray", "hydra", "transformers", "tensordict", "datasets", "scipy", "typer", "rich", "wrapt")
+class Refuse:
+    def find_spec(self, name, *args):
+        if name.partition(".")[0] in refused:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["gpu_check", "--cpu", "--rows", "8", "--tokens", "32", "--words", "64", "--chunk", "64", "--repeats", "1"]
+import runpy
+runpy.run_path("benchmarks/gpu_check.py", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "logits to loss and back, bfloat16" in done.stdout

@@ -1,0 +1,50 @@
+"""Reading metrics: complete lines only, and the segments of a resumed run as one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from verl_prefix import run_log
+
+
+def write(file, entries, tail=""):
+    file.write_text("".join(json.dumps({"step": step, "data": data}) + "\n" for step, data in entries) + tail)
+
+
+def test_a_line_still_being_written_is_left(tmp_path):
+    write(tmp_path / "metrics.jsonl", [(1, {"a": 1.0})], tail='{"step": 2, "da')
+    assert list(run_log.steps(tmp_path / "metrics.jsonl")) == [(1, {"a": 1.0})]
+
+
+def test_no_file_yet(tmp_path):
+    assert list(run_log.steps(tmp_path / "metrics.jsonl")) == []
+
+
+def test_segments_of_a_resumed_run_are_one_curve(tmp_path):
+    write(tmp_path / "metrics.1.jsonl", [(s, {"x": s / 10, "y": 0.0}) for s in range(6)])
+    # resumed at the checkpoint of step 3, validated there, killed in step 5
+    write(tmp_path / "metrics.2.jsonl", [(3, {"val-core/easy/acc/mean@1": 0.5}), (4, {"x": 40.0})])
+    write(tmp_path / "metrics.jsonl", [(4, {"x": 400.0}), (5, {"x": 500.0})])
+    assert run_log.series(tmp_path / "metrics.jsonl", "x") == [(0, 0), (1, 0.1), (2, 0.2), (3, 0.3), (4, 400), (5, 500)]
+    assert run_log.accuracies(tmp_path / "metrics.jsonl") == {"easy": [(3, 0.5)]}
+
+
+def test_more_than_nine_segments_stay_in_order(tmp_path):
+    for n in range(1, 12):
+        write(tmp_path / f"metrics.{n}.jsonl", [(n, {"x": float(n)})])
+    write(tmp_path / "metrics.jsonl", [(12, {"x": 12.0})])
+    assert run_log.series(tmp_path / "metrics.jsonl", "x") == [(n, float(n)) for n in range(1, 13)]
+
+
+def test_generated_tokens_leave_prefixes_out(tmp_path):
+    step = {"response_length/mean": 20.0, "prompt_length/mean": 5.0, "perf/total_num_tokens": 250.0}
+    write(tmp_path / "metrics.jsonl", [(1, step | {"prefix/token_share": 0.25})])
+    assert run_log.generated_tokens(tmp_path / "metrics.jsonl") == pytest.approx(200 * 0.75)
+
+
+def test_tokens_of_rollouts_that_a_gate_dropped_were_generated_too(tmp_path):
+    step = {"response_length/mean": 20.0, "prompt_length/mean": 5.0, "perf/total_num_tokens": 250.0}
+    write(tmp_path / "metrics.jsonl", [(1, step | {"gate/dropped_tokens": 30.0})])
+    assert run_log.generated_tokens(tmp_path / "metrics.jsonl") == pytest.approx(230)
