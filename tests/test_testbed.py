@@ -9,6 +9,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,7 @@ MIX = {"demonstrations": 64, "easy_rows": 256, "hard_rows": 128, "demo_rows": 64
 QUICK = base_model.PretrainConfig(
     batch_size=4,
     learn_above=-1.0,
+    habit_above=0.0,
     learn_max_steps=2,
     blur_min_steps=1,
     blur_max_steps=2,
@@ -369,9 +371,33 @@ def test_pretraining_runs_both_phases_and_learns(built):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_gate_not_reached_says_so(built):
-    config = replace(QUICK, learn_above=1.0)
-    with pytest.raises(base_model.GateNotReachedError, match=r"Phase learn ended after 2 steps .* Try another seed"):
+def test_the_share_of_misconceptions_is_read_at_the_results_of_unknown_operations(built):
+    class Believer:
+        """Gives the misconception 0.7 after each unknown operation, whatever stands there in the text."""
+
+        def __call__(self, input_ids):
+            probability = torch.full((*input_ids.shape, len(built)), 1e-9)
+            for row, ids in zip(probability, input_ids.tolist(), strict=True):
+                prompt, response = built.decode(ids).split("<|im_start|>")
+                first = ids.index(built.convert_tokens_to_ids("<|im_start|>")) + 1
+                value = task.DIGITS.index(prompt[0])
+                for i, (operation, result) in enumerate(zip(response[0:12:2], response[1:12:2], strict=True)):
+                    at = first + 2 * i
+                    if operation in task.UNKNOWN:
+                        believed = task.DIGITS[task.misconception(operation, value)]
+                        row[at, built.encode(believed, add_special_tokens=False)[0]] = 0.7
+                    value = task.DIGITS.index(result)
+            return SimpleNamespace(logits=(probability / probability.sum(-1, keepdim=True) + 1e-12).log())
+
+    assert base_model.misconception_share(Believer(), built, seed=3, count=8) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("gate", "phrase"), [("learn_above", "easy above 1.0"), ("habit_above", "misconception at")])
+def test_gate_not_reached_says_so(gate, phrase, built):
+    config = replace(QUICK, **{gate: 1.0})
+    with pytest.raises(
+        base_model.GateNotReachedError, match=rf"Phase learn ended after 2 steps .*{phrase}.* Try another seed"
+    ):
         base_model.pretrain(base_model.new_model(built, 0), built, 0, config)
 
 

@@ -4,7 +4,8 @@ Pretraining sees prompt and response exactly as verl will present them (chat tem
 loss on the response. Unknown operations get uniform results, so the model learns their format and nothing else. Two
 phases, each ended by what the model can do and never by a step count:
 
-1. learn: until at temperature 1 more than `learn_above` of the easy problems come out right;
+1. learn: until at temperature 1 more than `learn_above` of the easy problems come out right, and unknown results follow
+   the misconception (`PretrainConfig.habit`) with at least `habit_above` of its share;
 2. blur: with a share `noise` of all known results made wrong, until easy is within `easy_range`. That leaves
    reinforcement learning something to gain.
 """
@@ -49,6 +50,8 @@ class PretrainConfig:
     """Share of unknown results that follow a fixed misconception. With none, the model learns to ignore the argument of
     an unknown operation, and no method gets it to use a demonstrated fact on another problem."""
     learn_above: float = 0.9
+    habit_above: float = 0.9
+    """Without this gate it is chance how far the misconception was learned, and with it how fast any method learns."""
     learn_max_steps: int = 3000
     noise: float = 0.2
     blur_min_steps: int = 100
@@ -164,6 +167,25 @@ def accuracy(
     return sum(result["score"] for result in graded) / len(graded)
 
 
+@torch.no_grad()
+def misconception_share(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int, count: int) -> float:
+    """Mean probability of the misconception over the unknown results of `count` hard problems, each after a chain with
+    random unknown results."""
+    rng = random.Random(f"{seed}/misconceptions")
+    problems = task.sample_distinct(rng, "hard", count)
+    chains = [task.imitate(problem, rng) for problem in problems]
+    ids_BT = torch.tensor([sequence_ids(tokenizer, *pair) for pair in zip(problems, chains, strict=True)])
+    first = ids_BT.shape[1] - task.RESPONSE_TOKENS
+    probability_BTV = torch.softmax(model(input_ids=ids_BT).logits, dim=-1)
+    digit = {value: token_ids(tokenizer, task.DIGITS[value])[0] for value in range(task.MODULUS)}
+    found = []
+    for probability_TV, problem, chain in zip(probability_BTV, problems, chains, strict=True):
+        for i, (operation, value) in enumerate(zip(problem.operations, [problem.start, *chain], strict=False)):
+            if operation in task.UNKNOWN:  # the token before a result is its operation
+                found.append(probability_TV[first + 2 * i, digit[task.misconception(operation, value)]].item())
+    return sum(found) / len(found)
+
+
 def pretrain(
     model: Qwen2ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -185,6 +207,8 @@ def pretrain(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )
     history: dict[str, Any] = {}
+    # the uniform results hit it by chance
+    wanted_habit = config.habit_above * (config.habit + (1 - config.habit) / task.MODULUS)
 
     def run(phase: str, noise: float, first_check: int, max_steps: int, done: Callable[[dict[str, float]], bool]):
         measured: dict[str, float] = {}
@@ -200,18 +224,25 @@ def pretrain(
             report(phase, step, loss.item(), None)
             if step >= first_check and step % config.check_every == 0:
                 measured = {kind: accuracy(model, tokenizer, checks[kind], seed + step) for kind in task.KINDS}
+                measured["misconception"] = misconception_share(model, tokenizer, seed, config.check_problems)
                 report(phase, step, loss.item(), measured)
                 if done(measured):
                     history[phase] = {"steps": step, **measured}
                     return
         raise GateNotReachedError(
-            f"Phase {phase} ended after {max_steps} steps with accuracies {measured}; wanted: easy above "
-            f"{config.learn_above} in phase learn, then within {config.easy_range} and hard at most "
-            f"{config.hard_below} in phase blur. Try another seed, or restore the defaults of PretrainConfig."
+            f"Phase {phase} ended after {max_steps} steps with {measured}; wanted: easy above {config.learn_above} and "
+            f"misconception at least {wanted_habit:.2f} in phase learn, then easy in {config.easy_range} and hard at "
+            f"most {config.hard_below} in phase blur. Try another seed, or restore the defaults of PretrainConfig."
         )
 
     model.train()
-    run("learn", 0.0, config.check_every, config.learn_max_steps, lambda m: m["easy"] > config.learn_above)
+    run(
+        "learn",
+        0.0,
+        config.check_every,
+        config.learn_max_steps,
+        lambda m: m["easy"] > config.learn_above and m["misconception"] >= wanted_habit,
+    )
     low, high = config.easy_range
     run(
         "blur",
