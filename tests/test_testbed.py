@@ -63,7 +63,7 @@ def model_dir(tmp_path_factory, built):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    cli.make_data(folder, {"seed": 0, **MIX})
+    cli.make_data(folder, {"seed": 0, "wrong_share": 0.0, **MIX})
     return folder
 
 
@@ -163,6 +163,42 @@ def test_fewer_demonstrations_are_a_subset():
 
     assert demonstrated(16) < demonstrated(64)
     assert (len(demonstrated(16)), len(demonstrated(64))) == (16, 64)
+
+
+def test_a_share_of_the_demonstrations_is_wrong_and_nothing_says_which():
+    def demonstrated(share):
+        rows = task.train_rows(5, **MIX, wrong_share=share)
+        return {row["prompt"][0]["content"]: row for row in rows if row["demos"]}
+
+    def is_wrong(row):
+        return grader.compute_score("chain_hard", row["demos"][0], row["reward_model"]["ground_truth"])["score"] == 0
+
+    right, quarter, half = (demonstrated(share) for share in (0.0, 0.25, 0.5))
+    wrong = [{prompt for prompt, row in rows.items() if is_wrong(row)} for rows in (right, quarter, half)]
+    assert [len(found) for found in wrong] == [0, 16, 32]
+    assert wrong[1] < wrong[2]
+    assert all(row["demos_correct"] == [True] for row in right.values())
+    assert all(row["demos_correct"] == [] for row in quarter.values())
+    for prompt in right.keys() - wrong[2]:
+        assert half[prompt]["demos"] == right[prompt]["demos"]
+    for prompt in wrong[2]:  # its known operations are right: only the unknown facts are wrong
+        steps = half[prompt]["demos"][0].split("\\")[0]
+        value = task.DIGITS.index(prompt[0])
+        for operation, result in zip(steps[::2], steps[1::2], strict=True):
+            if operation in task.KNOWN:
+                assert task.apply(operation, value) == task.DIGITS.index(result)
+            value = task.DIGITS.index(result)
+
+
+def test_a_testbed_of_other_pretraining_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_model, "PretrainConfig", lambda: QUICK)
+    options = ["--out", str(tmp_path), "--demonstrations", "2", "--easy-rows", "2", "--hard-rows", "2"]
+    options += ["--demo-rows", "2"]
+    assert CliRunner().invoke(cli.app, options).exit_code == 0
+    monkeypatch.setattr(base_model, "PretrainConfig", lambda: replace(QUICK, habit=0.5))
+    refused = CliRunner().invoke(cli.app, options)
+    assert refused.exit_code == 2
+    assert "--force" in refused.output
 
 
 def test_rows_depend_on_the_seed_alone():
@@ -329,7 +365,7 @@ def test_val_files_never_carry_demonstrations(data_dir):
 
 
 def test_files_are_the_same_for_the_same_seed(data_dir, tmp_path):
-    cli.make_data(tmp_path, {"seed": 0, **MIX})
+    cli.make_data(tmp_path, {"seed": 0, "wrong_share": 0.0, **MIX})
     for name in cli.DATA_FILES:
         assert (tmp_path / name).read_bytes() == (data_dir / name).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == set(cli.DATA_FILES)  # nothing left beside them
@@ -438,7 +474,7 @@ def test_command_line_keeps_what_is_finished(tmp_path, monkeypatch):
     assert run("--demonstrations", "4", "--force").exit_code == 0
     manifest = cli.read_manifest(out)
     assert manifest["data"]["config"] == {
-        "seed": 0, "demonstrations": 4, "easy_rows": 4, "hard_rows": 4, "demo_rows": 8,
+        "seed": 0, "demonstrations": 4, "easy_rows": 4, "hard_rows": 4, "demo_rows": 8, "wrong_share": 0.0,
     }  # fmt: skip
     assert manifest["data"]["rows"]["train"] == {"easy": 4, "hard": 4, "hard_demo": 8}
     assert set(manifest["model"]["val_accuracy"]) == {"easy", "hard"}

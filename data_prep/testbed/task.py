@@ -145,8 +145,29 @@ def splits(seed: int) -> dict[str, dict[str, list[Problem]]]:
     return made
 
 
-def row(problem: Problem, split: str, index: int, kind: str) -> dict[str, Any]:
-    """One row in verl's contract. `kind` is easy, hard or hard_demo; only training rows say what is demonstrated."""
+def mistaken(seed: int, demonstrations: int, wrong_share: float) -> list[Problem]:
+    """The demonstrated problems whose demonstration is wrong; those of a smaller share are among them."""
+    shown = splits(seed)["train"]["hard"][:demonstrations]
+    return random.Random(f"{seed}/mistaken").sample(shown, len(shown))[: round(wrong_share * len(shown))]
+
+
+def wrong_results(problem: Problem, seed: int) -> list[int]:
+    """Results of a wrong demonstration: random ones for the unknown operations, the rest of the chain consistent."""
+    rng = random.Random(f"{seed}/wrong/{problem}")
+    while (results := imitate(problem, rng)) == solve(problem):
+        pass
+    return results
+
+
+def row(
+    problem: Problem, split: str, index: int, kind: str, results: list[int] | None = None, checked: bool = True
+) -> dict[str, Any]:
+    """One row in verl's contract. `kind` is easy, hard or hard_demo; only training rows say what is demonstrated.
+
+    Args:
+        results: those of its demonstration, if not the right ones.
+        checked: whether somebody graded the demonstrations: `demos_correct` says so, or is empty.
+    """
     made = {
         "data_source": f"chain_{problem.kind}",
         "prompt": [{"role": "user", "content": render_prompt(problem)}],
@@ -155,13 +176,20 @@ def row(problem: Problem, split: str, index: int, kind: str) -> dict[str, Any]:
         "extra_info": {"split": split, "index": index, "kind": kind},
     }
     if split == "train":
-        demos = [render_solution(problem)] if kind == "hard_demo" else []
-        made |= {"demos": demos, "demos_correct": [True] * len(demos)}
+        demos = [render_solution(problem, results)] if kind == "hard_demo" else []
+        made |= {"demos": demos, "demos_correct": [True] * len(demos) if checked else []}
     return made
 
 
-def train_rows(seed: int, demonstrations: int, easy_rows: int, hard_rows: int, demo_rows: int) -> list[dict[str, Any]]:
-    """Shuffled training rows; each kind cycles through its prompts, and every row has its own index."""
+def train_rows(
+    seed: int, demonstrations: int, easy_rows: int, hard_rows: int, demo_rows: int, wrong_share: float = 0.0
+) -> list[dict[str, Any]]:
+    """Shuffled training rows; each kind cycles through its prompts, and every row has its own index.
+
+    A share `wrong_share` of the demonstrations is wrong, and then none is marked as checked.
+    """
+    if not 0 <= wrong_share <= 1:
+        raise ValueError(f"wrong_share={wrong_share}: must be between 0 and 1.")
     if not 0 <= demonstrations <= PROMPTS_PER_KIND:
         raise ValueError(f"demonstrations={demonstrations}: must be between 0 and {PROMPTS_PER_KIND}.")
     train = splits(seed)["train"]
@@ -179,7 +207,11 @@ def train_rows(seed: int, demonstrations: int, easy_rows: int, hard_rows: int, d
             )
         wanted += [(pool[i % len(pool)], kind) for i in range(count)]
     random.Random(f"{seed}/order").shuffle(wanted)
-    return [row(problem, "train", index, kind) for index, (problem, kind) in enumerate(wanted)]
+    wrong = {problem: wrong_results(problem, seed) for problem in mistaken(seed, demonstrations, wrong_share)}
+    return [
+        row(problem, "train", index, kind, wrong.get(problem), checked=not wrong)
+        for index, (problem, kind) in enumerate(wanted)
+    ]
 
 
 def val_rows(seed: int, per_kind: int = PROMPTS_PER_KIND) -> list[dict[str, Any]]:
