@@ -29,6 +29,7 @@ UPSTREAM = {
     "verl": [
         "trainer/ppo/v1/replay_buffer.py",
         "trainer/ppo/v1/agent_loop_tq.py",
+        "trainer/ppo/v1/trainer_base.py",
         "trainer/ppo/core_algos.py",
         "experimental/agent_loop/agent_loop.py",
         "utils/reward_score/__init__.py",
@@ -194,16 +195,16 @@ def test_the_first_run_on_a_gpu_composes_and_passes_the_start_up_check():
 # --- quoted messages
 
 
-def quoted(header: str) -> list[str]:
+def quoted(header: str, page: Path = TROUBLESHOOTING) -> list[str]:
     """Code spans in the first column of the tables whose first heading is `header`."""
     found, inside = [], False
-    for line in TROUBLESHOOTING.read_text().splitlines():
+    for line in page.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
         if not cells:
             inside = False
         elif inside and not set(line) <= set("|- "):
             spans = re.findall(r"(`+)(.+?)\1(?!`)", cells[0])
-            assert spans, f"no quoted message in {line}"
+            assert spans or page != TROUBLESHOOTING, f"no quoted message in {line}"
             found += [text for _, text in spans]
         elif cells[0] == header:
             inside = True
@@ -254,6 +255,13 @@ def test_every_quoted_message_is_one_that_the_code_prints():
     assert len(fragments) > 40
     for fragment in fragments:
         assert len(fragment.replace("...", "").strip()) >= 12, f"{fragment}: too short to be found"
+        assert any(occurs(fragment, text) for text in own_texts()), fragment
+
+
+def test_every_output_that_the_quickstart_explains_is_one_that_the_code_prints():
+    fragments = quoted("output", ROOT / "docs/quickstart.md")
+    assert len(fragments) > 12
+    for fragment in fragments:
         assert any(occurs(fragment, text) for text in own_texts()), fragment
 
 
