@@ -19,7 +19,10 @@ def small_testbed(tmp_path_factory):
     from data_prep.testbed.__main__ import make_data
 
     folder = tmp_path_factory.mktemp("testbed")
-    make_data(folder, {"seed": 5, "demonstrations": 8, "easy_rows": 16, "hard_rows": 16, "demo_rows": 32})
+    make_data(
+        folder,
+        {"seed": 5, "demonstrations": 8, "easy_rows": 16, "hard_rows": 16, "demo_rows": 32, "wrong_share": 0.0},
+    )
     tokenizer = base_model.build_tokenizer()
     base_model.save(base_model.new_model(tokenizer, 5), tokenizer, folder / "model")
     return folder
@@ -132,6 +135,15 @@ def test_a_folder_of_other_settings_is_set_aside(tmp_path, monkeypatch):
     study(tmp_path, overrides=["prefix.seed=1"]).prepare()
     assert not (tmp_path / "runs/grpo_seed3/kept").exists()
     assert (tmp_path / "runs/old1_grpo_seed3/kept").exists()
+
+
+def test_data_of_its_own_lies_apart(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(run, "_call", lambda command, **kwargs: called.append(list(map(str, command))))
+    plain, wrong = study(tmp_path), study(tmp_path, testbed={"wrong_share": 0.25})
+    wrong.prepare()
+    assert called[0][-1] == "--wrong-share=0.25"
+    assert str(wrong.testbed) == called[0][called[0].index("--out") + 1] != str(plain.testbed)
 
 
 def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(tmp_path, monkeypatch):

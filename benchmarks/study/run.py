@@ -37,7 +37,9 @@ class Study:
 
     def __init__(self, out: Path, method: str, seed: int, spec: dict[str, Any], steps: int, rollouts: int):
         self.method, self.seed, self.spec = method, seed, spec
-        self.testbed, self.folder = out / f"testbed_seed{seed}", out / "runs" / f"{method}_seed{seed}"
+        self.data = [f"--{name.replace('_', '-')}={value}" for name, value in spec.get("testbed", {}).items()]
+        self.testbed = out / "".join([f"testbed_seed{seed}", *(option.replace("--", "_") for option in self.data)])
+        self.folder = out / "runs" / f"{method}_seed{seed}"
         self.sft_steps = min(spec.get("sft_steps", 0), steps) if "preset" in spec else steps
         self.rl_steps = steps - self.sft_steps
         self.rollouts, self.check_every = rollouts, min(CHECK_EVERY, max(steps // 2, 1))
@@ -49,7 +51,8 @@ class Study:
 
     def prepare(self) -> None:
         """The testbed, and a run folder that holds nothing of other settings (it is renamed, not deleted)."""
-        _call([sys.executable, "-m", "data_prep.testbed", "--out", self.testbed, "--seed", self.seed], quiet=True)
+        command = [sys.executable, "-m", "data_prep.testbed", "--out", self.testbed, "--seed", self.seed, *self.data]
+        _call(command, quiet=True)
         noted = self.folder / SETTINGS
         if self.folder.exists() and (not noted.exists() or json.loads(noted.read_text()) != self.settings):
             names = (self.folder.with_name(f"old{n}_{self.folder.name}") for n in itertools.count(1))
