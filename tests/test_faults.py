@@ -357,8 +357,9 @@ def test_an_entropy_that_is_not_finite_stops_a_run_that_reads_it(make, preset):
     assert run.workers.updates == 0
 
 
-def test_an_entropy_that_is_only_a_metric_is_shown_as_it_is(make):
-    run = make("prefix.entropy_clip.keep=all")
+@pytest.mark.parametrize("given", [("prefix.entropy_clip.keep=all",), ("prefix.sampling.rollouts=0",)], ids=str)
+def test_an_entropy_that_is_only_a_metric_is_shown_as_it_is(make, given):
+    run = make(*given)
     run.workers.entropy = NAN
     assert math.isnan(run.step()["actor/entropy"])
     assert run.workers.updates == 1

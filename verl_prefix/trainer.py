@@ -113,7 +113,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         """Whether an advantage or a weight depends on the entropy; a metric alone may be NaN."""
         prefix = self.prefix
         return (
-            prefix.entropy_clip.keep in ("top", "bottom")
+            (prefix.entropy_clip.keep in ("top", "bottom") and prefix.sampling.rollouts > 0)
             or prefix.advantage.on_policy == "likelihood"
             or prefix.sft.row_weight != "none"
         )
