@@ -319,7 +319,7 @@ def test_readers_go_past_a_torn_line(tmp_path):
 @pytest.mark.parametrize("preset", ["prefix_rft", "grpo", "hpt", "adaptive"])
 @pytest.mark.parametrize("value", [NAN, -INFINITY], ids=str)
 def test_a_reward_that_is_not_finite_stops_the_run(make, preset, value):
-    """Also where a gate would drop the rollout, or the prompt's interval move by it."""
+    """Also where a gate would drop the rollout."""
     run = make(preset=preset, score=lambda solution_str, **_: value if solution_str.endswith("bad") else 0.0)
     run.server.answer = lambda request: "bad" if request.prompt == 0 else "0"
     with pytest.raises(NotFiniteError, match=r"step 1: rewards .* of \d rollouts \(.*the reward function") as caught:

@@ -133,7 +133,6 @@ class PrefixTrainerSync(PPOTrainerSync):
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "rm_scores", "extra_fields"]
         )
-        require_finite(self.global_steps, batch.keys, rewards=data["rm_scores"])
         rewards = data["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist()
         outcomes: dict[Any, list[tuple[float, float]]] = {}
         for row, reward, fields in zip(_as_list(data["index"]), rewards, _as_list(data["extra_fields"]), strict=True):
