@@ -38,6 +38,7 @@ def batch():
             "ratio": torch.tensor([0.5, 0.0, 0.0, 0.0]),
             "demo_len": torch.tensor([4, 0, 0, 0]),
             "hit_limit": torch.tensor([True, False, False, False]),
+            "no_demonstration": torch.tensor([False, True, True, True]),
             "clip_kept": torch.tensor([True, False]),
         },
         "expected_groups": 3,
@@ -63,6 +64,7 @@ def test_values(batch):
         "prefix/groups_without_signal": 0.5,
         "prefix/evicted_groups": 1,
         "prefix/missing_rollouts": 3,
+        "prefix/no_demonstration": 2,
         "prefixed/reward": 1.0,
         "prefixed/advantage": 0.5,
         "prefixed/entropy": 3.0,
@@ -77,7 +79,8 @@ def test_values(batch):
     assert got == pytest.approx(expected, rel=1e-6)
     clip = {"prefix/clipfrac", "prefixed/clipfrac", "on_policy/clipfrac"}
     gates = {"gate/failing_share", "gate/dropped_rollouts", "gate/dropped_tokens"}
-    terms = gates | {"sft/weight", "actor/sft_loss"}  # made by trainer and loss
+    faults = {"prefix/rollout_log_lost", "prefix/metrics_log_lost", "actor/update_skipped"}
+    terms = gates | faults | {"sft/weight", "actor/sft_loss"}  # made by trainer and loss
     assert set(expected) | clip | terms == set(DESCRIPTIONS), (
         "every metric is documented and every documented one is made"
     )

@@ -202,6 +202,7 @@ def test_multimodal_model_is_refused(config):
     [
         ("actor_rollout_ref.rollout.n", 1, "group of one"),
         ("algorithm.use_kl_in_reward", True, "use_kl_loss"),
+        ("trainer.v1.sampler.sync_refill_failed_groups", True, "for ever"),
         ("trainer.total_training_steps", 100, r"Set prefix.schedule.steps=100"),
     ],
 )

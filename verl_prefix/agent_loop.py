@@ -16,7 +16,7 @@ from verl.utils.rollout_trace import rollout_trace_op
 
 from verl_prefix.config import PrefixConfig
 from verl_prefix.demonstrations import DemonstrationTokenizer, offered
-from verl_prefix.sampling import PrefixDraw, cut_prefix, prefix_record
+from verl_prefix.sampling import PrefixDraw, cut_prefix, prefix_record, wants_prefix
 
 #: key of the rollout's prefix record in verl's `extra_fields`
 RECORD = "prefix"
@@ -31,6 +31,9 @@ class PrefixAgentLoopOutput(AgentLoopOutput):
     prefix_len: int = 0
 
     def as_dict(self) -> dict[str, Any]:
+        if self.reward_score is None and "reward_extra_info" in self.extra_fields:
+            # verl would store the row without its reward, and fail on the whole batch; raised here, it drops the row.
+            raise TypeError("the reward function returned None for the score of this rollout")
         output = super().as_dict()
         # Every row has to have the same columns; the first one decides which.
         output["prefix_len"] = torch.tensor(self.prefix_len, dtype=torch.int64)
@@ -87,7 +90,7 @@ class PrefixAgentLoop(AgentLoopBase):
             response_ids,
             prefix_len=len(prefix_ids),
             log_probs=generated.log_probs,
-            record=prefix_record(draw, hit_limit=hit_limit),
+            record=prefix_record(draw, hit_limit=hit_limit, no_demonstration=draw is None and self._wanted(kwargs)),
             routed_experts=generated.routed_experts,
             metrics=metrics,
             extra_fields=generated.extra_fields,
@@ -146,6 +149,15 @@ class PrefixAgentLoop(AgentLoopBase):
             if len(self._prompts) > _CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         return self._prompts[uid]
+
+    def _wanted(self, row: dict[str, Any]) -> bool:
+        """Whether this rollout was to have a prefix."""
+        return wants_prefix(
+            self.prefix_config,
+            step=int(row["global_steps"]),
+            row_index=row["index"],
+            session_id=int(row["session_id"]),
+        )
 
     def _prefix(self, row: dict[str, Any]) -> tuple[PrefixDraw | None, list[int]]:
         columns = self.prefix_config.demonstrations

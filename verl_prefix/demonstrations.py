@@ -21,6 +21,7 @@ UNUSABLE = {
     "empty": "is empty",
     "too_short": f"has fewer than {MIN_TOKENS} tokens",
     "too_long": "does not fit the response limit with its EOS",
+    "not_tokenised": "makes the tokenizer raise an error",
     "special_token": "contains a special token of the chat template before its end",
 }
 
@@ -79,7 +80,10 @@ class DemonstrationTokenizer:
         if demonstration in self._cache:
             self._cache.move_to_end(demonstration)
             return self._cache[demonstration]
-        result = self._tokenise(demonstration)
+        try:
+            result = self._tokenise(demonstration)
+        except Exception:  # lone surrogates, say; raised here it would cost the rollout
+            result = "not_tokenised"
         self._cache[demonstration] = result
         if len(self._cache) > _CACHED_TEXTS:
             self._cache.popitem(last=False)

@@ -30,6 +30,42 @@ class DemonstrationError(PrefixError, ValueError):
     """
 
 
+class RolloutError(PrefixError, RuntimeError):
+    """A training step without a single rollout.
+
+    Usual causes: the rollout engine or the reward function fails on every request. The message names the step and where
+    the cause is written.
+    """
+
+
+class NotFiniteError(PrefixError, ArithmeticError):
+    """NaN or infinity where a training step needs numbers.
+
+    Usual causes: a reward function that returns NaN, weights that diverged, a rollout engine whose precision overflows.
+    The message names the step, the quantity and the rollouts.
+    """
+
+    _CAUSES = {
+        "rewards": "the reward function returned it; mend it to return a number",
+        "old_log_probs": "the training engine computed it: the weights diverged, or a token has probability 0",
+        "rollout_log_probs": "the rollout engine computed it: its weights or its precision are broken",
+        "entropy": "the training engine computed it from logits that are NaN or infinite",
+        "advantages": "the estimator or the KL penalty made it from finite rewards",
+    }
+
+    def __init__(self, step: int, name: str, bad: dict[str, int]):
+        self.step, self.name, self.bad = step, name, bad
+        super().__init__(step, name, bad)
+
+    def __str__(self) -> str:
+        first = ", ".join(list(self.bad)[:3])
+        return (
+            f"step {self.step}: {self.name} is NaN or infinite on {sum(self.bad.values())} values of {len(self.bad)} "
+            f"rollouts ({first}{', ...' if len(self.bad) > 3 else ''}); {self._CAUSES[self.name]}. No update was made "
+            "in this step: resume from the last checkpoint once it is mended."
+        )
+
+
 class RunFolderError(PrefixError, ValueError):
     """A run folder that cannot be read.
 

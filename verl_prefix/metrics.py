@@ -6,15 +6,13 @@ name contains one of those only where it means it.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-logger = logging.getLogger(__name__)
+from verl_prefix.faults import warn
 
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
 DIFFERENCE = "training/rollout_probs_diff_mean"
@@ -46,6 +44,10 @@ DESCRIPTIONS: dict[str, str] = {
     "prefix/groups_without_signal": "share of groups in which every rollout that is trained on got the same reward",
     "prefix/evicted_groups": "groups of the batch of which no rollout came back",
     "prefix/missing_rollouts": "rollouts of the batch that failed and did not come back",
+    "prefix/no_demonstration": "rollouts that were to have a prefix and got none: no usable demonstration in their row",
+    "prefix/rollout_log_lost": "lines that the logs of rollouts have lost so far to a full disk (with such a log only)",
+    "prefix/metrics_log_lost": "lines that the `file` logger has lost so far to a full disk (with that logger only)",
+    "actor/update_skipped": "1 where a mini-batch's update was skipped, its gradient norm being NaN or infinite",
     "gate/failing_share": "share of prompts with too few correct on-policy rollouts (with a gate only)",
     "gate/dropped_rollouts": "rollouts that the gate took out of the batch (with a gate only)",
     "gate/dropped_tokens": "tokens that the policy had generated in those rollouts (with a gate only)",
@@ -73,8 +75,8 @@ def prefix_metrics(
 
     Args:
         reward, response_len, group: (B,). advantages, entropy, response_mask: (B, T).
-        rows: per-row columns (B,) `prefix_len`, `real`, `low`, `high`, `ratio`, `demo_len`, `hit_limit`; and
-            `clip_kept`, one entry per prefix token.
+        rows: per-row columns (B,) `prefix_len`, `real`, `low`, `high`, `ratio`, `demo_len`, `hit_limit`,
+            `no_demonstration`; and `clip_kept`, one entry per prefix token.
         expected_groups, rollouts_per_group: what the step asked for.
         dropped_rollouts: what the gate took out.
 
@@ -104,6 +106,7 @@ def prefix_metrics(
     put("prefix/ratio/mean", rows["ratio"][prefixed])
     for name, reduce in (("mean", torch.mean), ("max", torch.max), ("min", torch.min)):
         put(f"prefix/len/{name}", prefix_len[prefixed], reduce)
+    put("prefix/no_demonstration", rows["no_demonstration"][real], torch.sum)
     put("prefix/prefix_advantage", advantages[in_prefix])
     put("prefix/prefix_entropy", entropy[in_prefix])
     put("prefix/entropy_clip_kept", rows["clip_kept"])
@@ -187,11 +190,10 @@ class CorrelationWatch:
         if self._last_warned is None or step - self._last_warned >= self.repeat_every:
             self._last_warned = step
             message = (
-                f"[verl_prefix] step {step}: rollout and actor probabilities correlate at {float(value):.3f}, below "
+                f"step {step}: rollout and actor probabilities correlate at {float(value):.3f}, below "
                 f"prefix.monitor.min_probs_correlation={self.threshold}. The rollout engine does not sample from the "
                 "policy that is trained: check the weight synchronisation (tied embeddings on the CPU engine?), the "
                 "rollout's dtype and that both load the same tokenizer."
             )
-            logger.warning(message)
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warn(message)
         return True

@@ -42,9 +42,10 @@ def _entries(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
     for line in file.read_text().splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            return
-        yield int(entry["step"]), entry["data"]
+        except json.JSONDecodeError:  # being written, or torn by a full disk
+            continue
+        # what was NaN or infinite is null in the file
+        yield int(entry["step"]), {name: value for name, value in entry["data"].items() if value is not None}
 
 
 def accuracies(metrics_file: Path) -> dict[str, list[tuple[int, float]]]:

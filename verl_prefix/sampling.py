@@ -94,6 +94,15 @@ def has_prefixes(config: PrefixConfig, step: int) -> bool:
     return config.sampling.until is None or step <= config.sampling.until
 
 
+def wants_prefix(config: PrefixConfig, *, step: int, row_index: int | str, session_id: int) -> bool:
+    """Whether the rollout gets a prefix, given that its row has a demonstration that can be cut."""
+    return (
+        is_prefixed_session(config, session_id)
+        and has_prefixes(config, step)
+        and keeps_demonstrations(config, row_index)
+    )
+
+
 def draw_prefix(
     config: PrefixConfig,
     *,
@@ -125,9 +134,7 @@ def draw_prefix(
         draw has length 0 and the rollout is a plain one.
     """
     candidates = [i for i, length in enumerate(demo_lens) if length >= 2]
-    if not candidates or not is_prefixed_session(config, session_id) or not has_prefixes(config, step):
-        return None
-    if not keeps_demonstrations(config, row_index):
+    if not candidates or not wants_prefix(config, step=step, row_index=row_index, session_id=session_id):
         return None
     sampling = config.sampling
     key = (config.seed, step, row_index) if sampling.shared else (config.seed, step, row_index, session_id)
@@ -227,11 +234,16 @@ def cut_prefix(
     return draw, [*ids, demonstrations.tokenizer.eos_token_id] if draw.is_whole else ids
 
 
-def prefix_record(draw: PrefixDraw | None, *, hit_limit: bool) -> dict[str, Any]:
-    """What the trainer and the rollout log want to know of one rollout's prefix. Equal keys in every row."""
+def prefix_record(draw: PrefixDraw | None, *, hit_limit: bool, no_demonstration: bool = False) -> dict[str, Any]:
+    """What the trainer and the rollout log want to know of one rollout's prefix. Equal keys in every row.
+
+    Args:
+        hit_limit: no EOS within the response limit.
+        no_demonstration: the rollout was to have a prefix, and its row has no usable demonstration.
+    """
     empty = {"demo_index": -1, "demo_len": 0, "low": math.nan, "high": math.nan, "ratio": 0.0}
     drawn = empty if draw is None else {key: getattr(draw, key) for key in empty}
-    return {**drawn, "hit_limit": hit_limit}
+    return {**drawn, "hit_limit": hit_limit, "no_demonstration": no_demonstration}
 
 
 def _key_word(part: int | str) -> int:

@@ -134,6 +134,11 @@ def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
             "actor_rollout_ref.rollout.calculate_log_probs=False: nobody notices if the rollout engine does not sample "
             "from the trained policy; set it to true."
         )
+    if OmegaConf.select(config, "trainer.v1.sampler.sync_refill_failed_groups"):
+        warn.append(
+            "trainer.v1.sampler.sync_refill_failed_groups=True: where every rollout fails, verl asks for new prompts "
+            "for ever instead of raising an error; watch training/rollout_failure/evicted_samples."
+        )
     loggers = [trainer.logger] if isinstance(trainer.logger, str) else list(trainer.logger)
     log_file = os.environ.get("VERL_FILE_LOGGER_PATH", "")
     if "file" in loggers and os.path.exists(log_file):

@@ -31,6 +31,8 @@ from verl_prefix.adaptive import Intervals
 from verl_prefix.advantage import prefix_mask
 from verl_prefix.agent_loop import INTERVAL, RECORD
 from verl_prefix.config import PrefixConfig
+from verl_prefix.exceptions import RolloutError
+from verl_prefix.faults import LostLines, WholeLines, discard, require_finite, skipped_update
 from verl_prefix.metrics import CorrelationWatch, clip_fractions, grader_metrics, prefix_metrics
 from verl_prefix.names import LOSS_MODE, TRAINER_MODE
 from verl_prefix.policy_loss import SFT_WEIGHT, worker_loss
@@ -53,6 +55,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         self._dropped: KVBatchMeta | None = None
         self._dropped_tokens = 0
         self._intervals = Intervals(self.prefix.sampling.adaptive_threshold)
+        self._lost_rollouts, self._lost_metrics = LostLines("rollout log"), LostLines("metrics")
         super().__init__(config)
 
     def _build_replay_buffer(self):
@@ -66,6 +69,54 @@ class PrefixTrainerSync(PPOTrainerSync):
         if actor.policy_loss.loss_mode == LOSS_MODE:
             loss = partial(worker_loss, config=omega_conf_to_dataclass(actor), prefix=self.prefix)
             self.actor_rollout_wg.set_loss_fn(loss)
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def _step_once(self, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        try:
+            return super()._step_once(*args, **kwargs)
+        except RuntimeError as error:
+            if "no materializable trajectories" not in str(error):
+                raise
+            raise RolloutError(
+                f"step {self.global_steps}: none of its rollouts came back. The log has a traceback for each "
+                "under 'Error in _run_prompt': the rollout engine or the reward function fails on every request."
+            ) from error
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        if file_logger := self.logger.logger.get("file"):
+            file_logger.fp = WholeLines(file_logger.fp, self._lost_metrics)
+
+    def _write_generations(
+        self, inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path, global_steps
+    ) -> None:
+        """In verl's thread for it, which would hand an error to a later step, and so end the run."""
+        try:
+            super()._write_generations(inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path, global_steps)
+            self._lost_rollouts.written()
+        except OSError as error:
+            file = Path(dump_path) / f"{global_steps}.jsonl"
+            self._lost_rollouts.add(len(inputs), file, error)
+            discard(file)
+
+    def _lost_lines(self) -> dict[str, float]:
+        trainer, lost = self.config.trainer, {}
+        if trainer.get("rollout_data_dir") or trainer.get("validation_data_dir"):
+            lost["prefix/rollout_log_lost"] = float(self._lost_rollouts.count)
+        if "file" in trainer.logger:
+            lost["prefix/metrics_log_lost"] = float(self._lost_metrics.count)
+        return lost
+
+    @property
+    def _reads_entropy(self) -> bool:
+        """Whether an advantage or a weight depends on the entropy; a metric alone may be NaN."""
+        prefix = self.prefix
+        return (
+            (prefix.entropy_clip.keep in ("top", "bottom") and prefix.sampling.rollouts > 0)
+            or prefix.advantage.on_policy == "likelihood"
+            or prefix.sft.row_weight != "none"
+        )
 
     # --- adaptive prefix lengths --------------------------------------------------------------------------------------
 
@@ -121,6 +172,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "rm_scores", "prefix_len"]
         )
+        require_finite(self.global_steps, batch.keys, rewards=data["rm_scores"])
         prefix_len = data["prefix_len"].reshape(-1)
         generated = data["rm_scores"].offsets().diff() - prefix_len
         decision = gate.apply(
@@ -162,6 +214,9 @@ class PrefixTrainerSync(PPOTrainerSync):
         metrics.update(grader_metrics(self._step_columns["reward_info"], self._step_columns["real"].tolist()))
         if self.config.actor_rollout_ref.rollout.calculate_log_probs:
             metrics.update(self._neutralise_prefix_rollout_log_probs(batch))
+        else:
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["old_log_probs"])
+            require_finite(self.global_steps, batch.keys, old_log_probs=data["old_log_probs"])
         self._correlation.check(metrics, self.global_steps)
         return batch
 
@@ -194,6 +249,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         """
         names = ["responses", "response_mask", "rollout_log_probs", "old_log_probs"]
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
+        require_finite(self.global_steps, batch.keys, **{name: nested[name] for name in names[2:]})
         lengths = nested["response_mask"]
         data = DataProto(batch=nested.to_padded_tensor())
         is_prefix = prefix_mask(self._step_columns["prefix_len"], torch.ones_like(data.batch["response_mask"]))
@@ -239,9 +295,12 @@ class PrefixTrainerSync(PPOTrainerSync):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         entropy = self._entropy(batch)
+        if self._reads_entropy:
+            require_finite(self.global_steps, batch.keys, entropy=entropy)
         with columns.lend(estimate=partial(self._estimate, entropy)):
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(self._prefix_metrics(batch, entropy))
+        metrics.update(self._lost_lines())
         return batch
 
     def _estimate(self, entropy: torch.Tensor, estimator, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,11 +319,13 @@ class PrefixTrainerSync(PPOTrainerSync):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch = super()._update_actor(batch, metrics)
         metrics.update(clip_fractions(metrics))
+        metrics.update(skipped_update(metrics, self.global_steps))
         return batch
 
     def _prefix_metrics(self, batch: KVBatchMeta, entropy: torch.Tensor) -> dict[str, float]:
         fields = ["uid", "response_mask", "rm_scores", "advantages"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        require_finite(self.global_steps, batch.keys, rewards=data["rm_scores"], advantages=data["advantages"])
         uid = np.array(_as_list(data.pop("uid")), dtype=object)
         padded = data.to_padded_tensor()
         lengths = data["response_mask"].offsets().diff()
