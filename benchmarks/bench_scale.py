@@ -137,8 +137,9 @@ class Store:
         from transfer_queue.storage.managers.simple_storage_manager import AsyncSimpleStorageManager
         from transfer_queue.utils.serial_utils import decode, encode
 
-        self._select, self._pack = AsyncSimpleStorageManager._select_by_positions, (
-            AsyncSimpleStorageManager._pack_field_values
+        self._select, self._pack = (
+            AsyncSimpleStorageManager._select_by_positions,
+            (AsyncSimpleStorageManager._pack_field_values),
         )
         self._encode, self._decode = encode, decode
         self.units, self.meter = units, meter
@@ -218,6 +219,7 @@ def configuration(size: Size, preset: str, rollout_log: str) -> Any:
         f"actor_rollout_ref.rollout.n={size.rollouts}",
         "actor_rollout_ref.rollout.calculate_log_probs=true",
         "actor_rollout_ref.model.path=none",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
         f"trainer.rollout_data_dir={rollout_log}",
     )
     with hydra.initialize_config_module("verl.trainer.config", version_base=None):

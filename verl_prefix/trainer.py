@@ -24,11 +24,9 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
-from verl.workers.utils.padding import response_to_nested
 
 from verl_prefix import columns, credit, gate, rollout_log
 from verl_prefix.adaptive import Intervals
-from verl_prefix.advantage import prefix_mask
 from verl_prefix.agent_loop import INTERVAL, RECORD
 from verl_prefix.config import PrefixConfig
 from verl_prefix.metrics import CorrelationWatch, clip_fractions, grader_metrics, prefix_metrics
@@ -82,7 +80,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "rm_scores", "extra_fields"]
         )
-        rewards = data["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist()
+        rewards = data["rm_scores"].sum(-1).tolist()
         outcomes: dict[Any, list[tuple[float, float]]] = {}
         for row, reward, fields in zip(_as_list(data["index"]), rewards, _as_list(data["extra_fields"]), strict=True):
             if fields[RECORD]["demo_len"]:
@@ -126,7 +124,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         decision = gate.apply(
             self.prefix.gate,
             group=_as_list(data["uid"]),
-            reward=data["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist(),
+            reward=data["rm_scores"].sum(-1).tolist(),
             prefixed=(prefix_len > 0).tolist(),
         )
         dropped = torch.from_numpy(~decision.keep)
@@ -192,17 +190,27 @@ class PrefixTrainerSync(PPOTrainerSync):
         The rollout engine never sampled them. Equal values are neutral (ratio 1) in verl's rollout correction. The
         rollout/actor comparison is made again on generated tokens alone; returns its metrics.
         """
-        names = ["responses", "response_mask", "rollout_log_probs", "old_log_probs"]
+        names = ["rollout_log_probs", "old_log_probs"]
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-        lengths = nested["response_mask"]
-        data = DataProto(batch=nested.to_padded_tensor())
-        is_prefix = prefix_mask(self._step_columns["prefix_len"], torch.ones_like(data.batch["response_mask"]))
-        rollout = torch.where(is_prefix, data.batch["old_log_probs"], data.batch["rollout_log_probs"])
-        filled = type(nested)({"rollout_log_probs": response_to_nested(rollout, lengths)}, batch_size=len(batch))
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=filled)
-        data.batch["rollout_log_probs"] = rollout
-        data.batch["response_mask"] = data.batch["response_mask"] * ~is_prefix
-        return calculate_debug_metrics(data)
+        rollout, old = (nested[name] for name in names)
+        rollout_rows, old_rows = rollout.unbind(), old.unbind()  # views
+        # Every agent loop of the plugin's trains on all it generated, so the mask need not be fetched.
+        generated = torch.zeros(rollout.values().numel(), dtype=torch.bool)
+        prefix_len, start = self._step_columns["prefix_len"].tolist(), rollout.offsets().tolist()
+        for row, real in enumerate(self._step_columns["real"].tolist()):
+            rollout_rows[row][: prefix_len[row]] = old_rows[row][: prefix_len[row]]
+            generated[start[row] + prefix_len[row] : start[row + 1]] = real
+        if prefixed := [row for row, length in enumerate(prefix_len) if length]:
+            changed = torch.nested.as_nested_tensor([rollout_rows[row] for row in prefixed], layout=torch.jagged)
+            tq.kv_batch_put(
+                keys=[batch.keys[row] for row in prefixed],
+                partition_id=batch.partition_id,
+                fields=TensorDict({"rollout_log_probs": changed}, batch_size=len(prefixed)),
+            )
+        # One long row, which needs no padding. Of the responses verl reads only how long they are.
+        flat = {"rollout_log_probs": rollout.values(), "old_log_probs": old.values(), "response_mask": generated}
+        flat = {name: column[None] for name, column in {**flat, "responses": generated}.items()}
+        return calculate_debug_metrics(DataProto(batch=TensorDict(flat, batch_size=1)))
 
     @property
     def _sft_weight(self) -> float:
@@ -286,19 +294,30 @@ class PrefixTrainerSync(PPOTrainerSync):
         if dump_path == self.config.trainer.get("rollout_data_dir", None):
             reward_extra_infos_dict = {
                 **reward_extra_infos_dict,
-                **self._rollout_log_columns(reward_extra_infos_dict["uid"]),
+                **self._rollout_log_columns(reward_extra_infos_dict["uid"], outputs),
             }
         super()._dump_generations(inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path)
 
-    def _rollout_log_columns(self, keys: list[str]) -> dict[str, list]:
+    def _rollout_log_columns(self, keys: list[str], outputs: list[str]) -> dict[str, list]:
         """The plugin's columns of the rollout log, in the order of `keys` (`{uid}_{session}_{index}`)."""
-        data = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["responses", "index"])
         order = {key: row for row, key in enumerate(self._step_columns["keys"])}
+        rows = [order[key] for key in keys]
+        prefix_len = self._step_columns["prefix_len"].tolist()
+        prefix_ids: list[list[int]] = [[] for _ in keys]
+        if prefixed := [at for at, row in enumerate(rows) if prefix_len[row]]:
+            # Responses are the longest column of all; the other rows' are not needed.
+            data = tq.kv_batch_get(
+                keys=[keys[at] for at in prefixed], partition_id="train", select_fields=["responses"]
+            )
+            for at, response in zip(prefixed, data["responses"].unbind(), strict=True):
+                prefix_ids[at] = response[: prefix_len[rows[at]]].tolist()
+        index = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["index"])["index"]
         return rollout_log.columns(
             keys=keys,
-            rows=[order[key] for key in keys],
-            responses=data["responses"].unbind(),
-            row_index=_as_list(data["index"]),
+            rows=rows,
+            outputs=outputs,
+            prefix_ids=prefix_ids,
+            row_index=_as_list(index),
             step_columns=self._step_columns,
             decode=partial(self.tokenizer.decode, skip_special_tokens=True),
         )
