@@ -6,12 +6,12 @@
 
 The step is the real one: `PrefixTrainerSync` runs `_balance_batch`, `_compute_old_log_prob`, `_compute_advantage`,
 `_compute_metrics` and `_log_rollout_data` on synthetic rollouts (responses of T/2 to T tokens, one with T), and each
-method of the plugin's in them is measured apart from verl's code around it. Two things are stand-ins: the workers, which
-have the answer ready, and TransferQueue's network. The store below sends every get and put through TransferQueue's own
-encoder, copies each frame once, decodes, and packs the rows as its client does.
+method of the plugin's in them is measured apart from verl's code around it. Two things are stand-ins: the workers,
+which have the answer ready, and TransferQueue's network. The store below sends every get and put through
+TransferQueue's own encoder, copies each frame once, decodes, and packs the rows as its client does.
 
 - Bytes: all frames of the plugin's gets and puts. They follow from the sizes; no clock is involved.
-- Seconds: CPU time of the process, the fastest of `--repeats` steps. They are this machine's; compare shares and growth.
+- Time: CPU time of the process, the fastest of `--repeats` steps. It is this machine's; compare shares and growth.
 - Memory: growth of the resident set at its highest inside a part, by the kernel's high-water mark (as
   `bench_advantage.py`), each size in a process of its own. Linux only.
 - Growth: slope of log(cost) over log(size); 1 is linear.
@@ -160,8 +160,9 @@ class Store:
     def kv_batch_put(self, *, keys: list[str], partition_id: str, fields: Any = None, tags: Any = None) -> Any:
         from transfer_queue import KVBatchMeta
 
+        names = list(fields.keys())  # a TensorDict iterates over its rows
         for positions in self._routed(keys).values():
-            part = {name: self._select(fields[name], positions) for name in fields.keys()}
+            part = {name: self._select(fields[name], positions) for name in names}
             arrived, size = self._sent({"keys": [keys[i] for i in positions], "data": part})
             self.meter.now.put += size
             self.meter.now.requests += 1
@@ -330,18 +331,18 @@ def step(trainer: Any, store: Store, size: Size, folder: str) -> dict[str, float
     del columns
     names = ("kv_batch_get", "kv_batch_put")
     metrics: dict[str, float] = {}
-    with mock.patch.multiple("transfer_queue", **{name: getattr(store, name) for name in names}):
-        with store.meter.part(VERL):
-            batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
-            batch = trainer._balance_batch(batch, metrics)
-            store.tags = dict(zip(batch.keys, batch.tags, strict=True))
-            batch = trainer._compute_old_log_prob(batch, metrics)
-            batch = trainer._compute_advantage(batch, metrics)
-            timing = dict.fromkeys(("step", "gen", "adv", "update_actor"), 1.0)
-            trainer._compute_metrics(batch, metrics, timing, 1, 0)
-            trainer._init_dump_executor()
-            trainer._log_rollout_data(batch, {}, folder)
-            trainer._shutdown_dump_executor()
+    patched = mock.patch.multiple("transfer_queue", **{name: getattr(store, name) for name in names})
+    with patched, store.meter.part(VERL):
+        batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
+        batch = trainer._balance_batch(batch, metrics)
+        store.tags = dict(zip(batch.keys, batch.tags, strict=True))
+        batch = trainer._compute_old_log_prob(batch, metrics)
+        batch = trainer._compute_advantage(batch, metrics)
+        timing = dict.fromkeys(("step", "gen", "adv", "update_actor"), 1.0)
+        trainer._compute_metrics(batch, metrics, timing, 1, 0)
+        trainer._init_dump_executor()
+        trainer._log_rollout_data(batch, {}, folder)
+        trainer._shutdown_dump_executor()
     return metrics
 
 

@@ -246,14 +246,16 @@ class PrefixTrainerSync(PPOTrainerSync):
         return nested.to_padded_tensor()["entropy"]
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        entropy = self._entropy(batch)
-        with columns.lend(estimate=partial(self._estimate, entropy)):
+        entropy, known = self._entropy(batch), {}
+        with columns.lend(estimate=partial(self._estimate, entropy, known)):
             batch = super()._compute_advantage(batch, metrics)
-        metrics.update(self._prefix_metrics(batch, entropy))
+        metrics.update(self._prefix_metrics(batch, entropy, known))
         return batch
 
-    def _estimate(self, entropy: torch.Tensor, estimator, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a registered estimator does inside this trainer."""
+    def _estimate(
+        self, entropy: torch.Tensor, known: dict[str, torch.Tensor], estimator, **given: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a registered estimator does inside this trainer. Leaves in `known` what the metrics want as well."""
         result = credit.assign(
             estimator,
             config=self.prefix,
@@ -263,6 +265,7 @@ class PrefixTrainerSync(PPOTrainerSync):
             **given,
         )
         self._step_columns["clip_kept"] = result.clip_kept
+        known.update(advantages=result.advantages, response_mask=given["response_mask"])
         return result.advantages, result.returns
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
@@ -270,19 +273,21 @@ class PrefixTrainerSync(PPOTrainerSync):
         metrics.update(clip_fractions(metrics))
         return batch
 
-    def _prefix_metrics(self, batch: KVBatchMeta, entropy: torch.Tensor) -> dict[str, float]:
-        fields = ["uid", "response_mask", "rm_scores", "advantages"]
+    def _prefix_metrics(
+        self, batch: KVBatchMeta, entropy: torch.Tensor, known: dict[str, torch.Tensor]
+    ) -> dict[str, float]:
+        """`known` has advantages and response mask (B, T), or is empty: verl's own estimators do not pass by here."""
+        fields = ["uid", "rm_scores", *({"response_mask", "advantages"} - known.keys())]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        uid = np.array(_as_list(data.pop("uid")), dtype=object)
-        padded = data.to_padded_tensor()
-        lengths = data["response_mask"].offsets().diff()
+        uid, rewards = np.array(_as_list(data.pop("uid")), dtype=object), data.pop("rm_scores")
+        padded = {**data.to_padded_tensor(), **known}
         rollout = self.config.actor_rollout_ref.rollout
         return prefix_metrics(
-            reward=padded["rm_scores"].sum(-1),
+            reward=rewards.sum(-1),
             advantages=padded["advantages"],
             entropy=entropy,
             response_mask=padded["response_mask"],
-            response_len=lengths,
+            response_len=rewards.offsets().diff(),
             group=uid,
             rows=self._step_columns,
             expected_groups=self.config.data.train_batch_size,
