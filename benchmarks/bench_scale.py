@@ -13,7 +13,7 @@ TransferQueue's own encoder, copies each frame once, decodes, and packs the rows
 - Bytes: all frames of the plugin's gets and puts. They follow from the sizes; no clock is involved.
 - Time: CPU time of the process, the fastest of `--repeats` steps. It is this machine's; compare shares and growth.
 - Memory: growth of the resident set at its highest inside a part, by the kernel's high-water mark (as
-  `bench_advantage.py`), each size in a process of its own. Linux only.
+  `bench_advantage.py`), in a process that gives freed memory back at once. Linux only.
 - Growth: slope of log(cost) over log(size); 1 is linear.
 """
 
@@ -393,14 +393,25 @@ def growth(sizes: list[float], costs: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def in_child(size: Size, preset: str, repeats: int) -> dict[str, Cost]:
-    """`measure` in a process of its own, whose freed memory goes back to the kernel at once."""
+def in_child(sizes: list[Size], preset: str, repeats: int) -> Iterator[tuple[Size, dict[str, Cost]]]:
+    """`measure` of each size, in a process of its own whose freed memory goes back to the kernel at once."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    arguments = [f"--child={json.dumps(dataclasses.asdict(size))}", f"--preset={preset}", f"--repeats={repeats}"]
-    child = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, env=environment)
-    if child.returncode:
-        raise SystemExit(child.stderr)
-    return {name: Cost(**cost) for name, cost in json.loads(child.stdout.splitlines()[-1]).items()}
+    listed = json.dumps([dataclasses.asdict(size) for size in sizes])
+    command = [sys.executable, __file__, f"--child={listed}", f"--preset={preset}", f"--repeats={repeats}"]
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        for line in child.stdout or ():
+            if line.startswith("{"):  # the others are verl's
+                found = json.loads(line)
+                yield Size(**found["size"]), {name: Cost(**cost) for name, cost in found["costs"].items()}
+        if child.wait():
+            errors.seek(0)
+            raise SystemExit(errors.read())
+
+
+def as_line(size: Size, preset: str, costs: dict[str, Cost]) -> str:
+    listed = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
+    return json.dumps({"size": dataclasses.asdict(size), "preset": preset, "costs": listed})
 
 
 def by_part(costs: dict[str, Cost]) -> Table:
@@ -450,22 +461,22 @@ def main(
     """Print the parts of a step at the base size, and the growth along each axis."""
     torch.set_num_threads(1)
     if child:
-        size = Size(**json.loads(child))
-        measure(Size(8, size.rollouts, 64, 8), preset)  # loads what is loaded lazily
-        costs = measure(size, preset, repeats)
-        print(json.dumps({name: dataclasses.asdict(cost) for name, cost in costs.items()}))
+        sizes = [Size(**given) for given in json.loads(child)]
+        measure(Size(8, sizes[0].rollouts, 64, 8), preset)  # loads what is loaded lazily
+        for size in sizes:
+            print(as_line(size, preset, measure(size, preset, repeats)), flush=True)
         return
     base = Size(prompts, rollouts_per_prompt, tokens, workers)
     chosen = [float(factor) for factor in factors.split(",")]
-    results = {base: in_child(base, preset, repeats)}
-    for axis in BASE if len(chosen) > 1 else ():
-        for size in (base.times(axis, factor) for factor in chosen):
-            if size not in results:
-                results[size] = in_child(size, preset, repeats)
+    wanted = {base: None}  # in order, each once
+    if len(chosen) > 1:
+        wanted.update({base.times(axis, factor): None for axis in BASE for factor in chosen})
+    results = {}
+    for size, costs in in_child(list(wanted), preset, repeats):
+        results[size] = costs
+        if as_json:
+            print(as_line(size, preset, costs), flush=True)
     if as_json:
-        for size, costs in results.items():
-            listed = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
-            print(json.dumps({"size": dataclasses.asdict(size), "preset": preset, "costs": listed}))
         return
     console = Console(width=120)
     console.print(f"{preset}: {prompts} prompts x {rollouts_per_prompt} rollouts x {tokens} tokens, {workers} workers")
