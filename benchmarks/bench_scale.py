@@ -13,12 +13,13 @@ TransferQueue's own encoder, copies each frame once, decodes, and packs the rows
 - Bytes: all frames of the plugin's gets and puts. They follow from the sizes; no clock is involved.
 - Time: CPU time of the process, the fastest of `--repeats` steps. It is this machine's; compare shares and growth.
 - Memory: growth of the resident set at its highest inside a part, by the kernel's high-water mark (as
-  `bench_advantage.py`), in a process that gives freed memory back at once. Linux only.
+  `bench_advantage.py`); what was freed before goes back to the kernel first. Linux with glibc only.
 - Growth: slope of log(cost) over log(size); 1 is linear.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -80,6 +81,7 @@ class Meter:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         self._close_segment()
+        give_back_freed_memory()
         self._open.append((name, resident()))
         self._begin_segment()
         try:
@@ -128,6 +130,14 @@ def high_water_mark() -> int:
 def reset_high_water_mark() -> None:
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def give_back_freed_memory() -> None:
+    """Memory that was freed before a part would hide what the part allocates."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 class Store:
