@@ -115,9 +115,14 @@ async def batch(worker: Worker, agent: str, given: list[dict[str, Any]]) -> int:
 
 
 def cpu_seconds(worker: Worker, agent: str, given: list[dict[str, Any]]) -> float:
-    """CPU time of one batch. Prompt ids are cached by `uid`, so every batch gets new ones, as a trainer's do."""
+    """CPU time of one batch. Prompt ids are cached by `uid` and demonstrations by their text, so every batch gets new
+    ones, as a trainer's do; an epoch has more demonstrations than the cache holds.
+    """
     stamp = time.monotonic_ns()
     fresh = [{**row, "uid": f"{row['uid']}-{stamp}"} for row in given]
+    for row in fresh:
+        if "demos" in row:
+            row["demos"] = [f"{text.rstrip('0')}{stamp}".ljust(len(text), "0") for text in row["demos"]]
     begin = time.process_time()
     asyncio.run(batch(worker, agent, fresh))
     return time.process_time() - begin

@@ -84,3 +84,23 @@ runpy.run_path("benchmarks/gpu_check.py", run_name="__main__")
     done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "logits to loss and back, bfloat16" in done.stdout
+
+
+@pytest.mark.parametrize("preset", ["prefix_rft", "hpt"])
+def test_the_bytes_of_a_step_grow_no_faster_than_its_tokens(preset):
+    """Bytes are counted, not timed; workers change nothing that the driver moves."""
+    bench = load("bench_scale")
+    base = bench.Size(prompts=8, rollouts=8, tokens=512, workers=2)
+    factors = [1, 2, 4]
+
+    def moved(size) -> int:
+        cost = bench.measure(size, preset)[bench.PLUGIN]
+        return cost.got + cost.put
+
+    at_base = moved(base)
+    assert at_base > 0
+    for axis in ("prompts", "rollouts", "tokens"):
+        sizes = [base.times(axis, factor) for factor in factors]
+        slope = bench.growth(factors, [at_base, *map(moved, sizes[1:])])
+        assert 0.7 < slope < 1.05, (axis, slope)
+    assert moved(base.times("workers", 4)) == pytest.approx(at_base, rel=0.02)

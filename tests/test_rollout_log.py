@@ -35,7 +35,8 @@ def test_columns_follow_the_order_of_the_keys():
     log = columns(
         keys=["u_1_0", "u_0_0", "pad_0_0"],
         rows=[0, 1, 2],
-        responses=[torch.tensor([97, 98]), torch.tensor([99, 100, 101]), torch.tensor([0])],
+        outputs=["ab", "cde", ""],
+        prefix_ids=[[], [99, 100], []],
         row_index=[7, 7, 7],
         step_columns=step_columns,
         decode=lambda ids: "".join(map(chr, ids)),

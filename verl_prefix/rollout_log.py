@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 PREFIXED, ON_POLICY, PADDING = "prefixed", "on_policy", "padding"
 
 
@@ -17,6 +15,8 @@ def text_boundary(output: str, prefix: str) -> int:
     `prefix` is the decoded prefix alone. A cut inside a multi-byte character decodes to a replacement mark there, so
     the boundary is where the two texts part.
     """
+    if output.startswith(prefix):
+        return len(prefix)
     limit = min(len(output), len(prefix))
     return next((i for i in range(limit) if output[i] != prefix[i]), limit)
 
@@ -25,7 +25,8 @@ def columns(
     *,
     keys: Sequence[str],
     rows: Sequence[int],
-    responses: Sequence[torch.Tensor],
+    outputs: Sequence[str],
+    prefix_ids: Sequence[list[int]],
     row_index: Sequence[Any],
     step_columns: dict[str, Any],
     decode: Callable[[Any], str],
@@ -36,20 +37,28 @@ def columns(
     padding), `prefix_len` (tokens), `prefix_chars` (characters of `output`), `prefix_ids` (token ids; [] on on-policy
     rollouts), `demo_index`, `demo_len` (tokens), `prefix_ratio`, `hit_limit` (no EOS within the response
     limit), `trained` (False: dropped by the gate, or padding).
+
+    Args:
+        keys: `{uid}_{session}_{index}` of each rollout.
+        rows: its place in `step_columns`.
+        outputs: its response as verl decoded it for the log.
+        prefix_ids: token ids of its prefix, [] without one.
+        row_index: its training row.
+        step_columns: the trainer's per-row columns.
+        decode: from token ids to the text that `outputs` has for them.
     """
     log: dict[str, list] = defaultdict(list)
-    for key, row, response, index in zip(keys, rows, responses, row_index, strict=True):
+    for key, row, output, ids, index in zip(keys, rows, outputs, prefix_ids, row_index, strict=True):
         uid, session, _ = key.rsplit("_", 2)
-        length = int(step_columns["prefix_len"][row])
-        prefix_ids = response[:length].tolist()
+        length = len(ids)
         real = bool(step_columns["real"][row])
         log["group"].append(uid)
         log["session"].append(int(session))
         log["row_index"].append(index)
         log["role"].append((PREFIXED if length else ON_POLICY) if real else PADDING)
         log["prefix_len"].append(length)
-        log["prefix_chars"].append(text_boundary(decode(response), decode(response[:length])) if length else 0)
-        log["prefix_ids"].append(prefix_ids)
+        log["prefix_chars"].append(text_boundary(output, decode(ids)) if length else 0)
+        log["prefix_ids"].append(ids)
         log["demo_index"].append(int(step_columns["demo_index"][row]) if length else -1)
         log["demo_len"].append(int(step_columns["demo_len"][row]) if length else 0)
         log["prefix_ratio"].append(float(step_columns["ratio"][row]) if length else 0.0)

@@ -24,11 +24,9 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
-from verl.workers.utils.padding import response_to_nested
 
 from verl_prefix import columns, credit, gate, rollout_log
 from verl_prefix.adaptive import Intervals
-from verl_prefix.advantage import prefix_mask
 from verl_prefix.agent_loop import INTERVAL, RECORD
 from verl_prefix.config import PrefixConfig
 from verl_prefix.exceptions import RolloutError
@@ -49,6 +47,11 @@ class PrefixTrainerSync(PPOTrainerSync):
         # name it takes the run for an asynchronous one.
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"
+        self._begin(config)
+        super().__init__(config)
+
+    def _begin(self, config: DictConfig) -> None:
+        """The plugin's own state."""
         self.prefix = PrefixConfig.of(config.get("prefix"))
         self._correlation = CorrelationWatch(self.prefix.monitor.min_probs_correlation)
         self._step_columns: dict[str, Any] = {}
@@ -56,7 +59,6 @@ class PrefixTrainerSync(PPOTrainerSync):
         self._dropped_tokens = 0
         self._intervals = Intervals(self.prefix.sampling.adaptive_threshold)
         self._lost_rollouts, self._lost_metrics = LostLines("rollout log"), LostLines("metrics")
-        super().__init__(config)
 
     def _build_replay_buffer(self):
         replay_buffer = super()._build_replay_buffer()
@@ -133,7 +135,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "rm_scores", "extra_fields"]
         )
-        rewards = data["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist()
+        rewards = data["rm_scores"].sum(-1).tolist()
         outcomes: dict[Any, list[tuple[float, float]]] = {}
         for row, reward, fields in zip(_as_list(data["index"]), rewards, _as_list(data["extra_fields"]), strict=True):
             if fields[RECORD]["demo_len"]:
@@ -178,7 +180,7 @@ class PrefixTrainerSync(PPOTrainerSync):
         decision = gate.apply(
             self.prefix.gate,
             group=_as_list(data["uid"]),
-            reward=data["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist(),
+            reward=data["rm_scores"].sum(-1).tolist(),
             prefixed=(prefix_len > 0).tolist(),
         )
         dropped = torch.from_numpy(~decision.keep)
@@ -247,18 +249,28 @@ class PrefixTrainerSync(PPOTrainerSync):
         The rollout engine never sampled them. Equal values are neutral (ratio 1) in verl's rollout correction. The
         rollout/actor comparison is made again on generated tokens alone; returns its metrics.
         """
-        names = ["responses", "response_mask", "rollout_log_probs", "old_log_probs"]
+        names = ["rollout_log_probs", "old_log_probs"]
         nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-        require_finite(self.global_steps, batch.keys, **{name: nested[name] for name in names[2:]})
-        lengths = nested["response_mask"]
-        data = DataProto(batch=nested.to_padded_tensor())
-        is_prefix = prefix_mask(self._step_columns["prefix_len"], torch.ones_like(data.batch["response_mask"]))
-        rollout = torch.where(is_prefix, data.batch["old_log_probs"], data.batch["rollout_log_probs"])
-        filled = type(nested)({"rollout_log_probs": response_to_nested(rollout, lengths)}, batch_size=len(batch))
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=filled)
-        data.batch["rollout_log_probs"] = rollout
-        data.batch["response_mask"] = data.batch["response_mask"] * ~is_prefix
-        return calculate_debug_metrics(data)
+        require_finite(self.global_steps, batch.keys, **{name: nested[name] for name in names})
+        rollout, old = (nested[name] for name in names)
+        rollout_rows, old_rows = rollout.unbind(), old.unbind()  # views
+        # Every agent loop of the plugin's trains on all it generated, so the mask need not be fetched.
+        generated = torch.zeros(rollout.values().numel(), dtype=torch.bool)
+        prefix_len, start = self._step_columns["prefix_len"].tolist(), rollout.offsets().tolist()
+        for row, real in enumerate(self._step_columns["real"].tolist()):
+            rollout_rows[row][: prefix_len[row]] = old_rows[row][: prefix_len[row]]
+            generated[start[row] + prefix_len[row] : start[row + 1]] = real
+        if prefixed := [row for row, length in enumerate(prefix_len) if length]:
+            changed = torch.nested.as_nested_tensor([rollout_rows[row] for row in prefixed], layout=torch.jagged)
+            tq.kv_batch_put(
+                keys=[batch.keys[row] for row in prefixed],
+                partition_id=batch.partition_id,
+                fields=TensorDict({"rollout_log_probs": changed}, batch_size=len(prefixed)),
+            )
+        # One long row, which needs no padding. Of the responses verl reads only how long they are.
+        flat = {"rollout_log_probs": rollout.values(), "old_log_probs": old.values(), "response_mask": generated}
+        flat = {name: column[None] for name, column in {**flat, "responses": generated}.items()}
+        return calculate_debug_metrics(DataProto(batch=TensorDict(flat, batch_size=1)))
 
     @property
     def _sft_weight(self) -> float:
@@ -294,17 +306,19 @@ class PrefixTrainerSync(PPOTrainerSync):
         return nested.to_padded_tensor()["entropy"]
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        entropy = self._entropy(batch)
+        entropy, known = self._entropy(batch), {}
         if self._reads_entropy:
             require_finite(self.global_steps, batch.keys, entropy=entropy)
-        with columns.lend(estimate=partial(self._estimate, entropy)):
+        with columns.lend(estimate=partial(self._estimate, entropy, known)):
             batch = super()._compute_advantage(batch, metrics)
-        metrics.update(self._prefix_metrics(batch, entropy))
+        metrics.update(self._prefix_metrics(batch, entropy, known))
         metrics.update(self._lost_lines())
         return batch
 
-    def _estimate(self, entropy: torch.Tensor, estimator, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a registered estimator does inside this trainer."""
+    def _estimate(
+        self, entropy: torch.Tensor, known: dict[str, torch.Tensor], estimator, **given: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a registered estimator does inside this trainer. Leaves in `known` what the metrics want as well."""
         result = credit.assign(
             estimator,
             config=self.prefix,
@@ -314,6 +328,7 @@ class PrefixTrainerSync(PPOTrainerSync):
             **given,
         )
         self._step_columns["clip_kept"] = result.clip_kept
+        known.update(advantages=result.advantages, response_mask=given["response_mask"])
         return result.advantages, result.returns
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
@@ -322,20 +337,22 @@ class PrefixTrainerSync(PPOTrainerSync):
         metrics.update(skipped_update(metrics, self.global_steps))
         return batch
 
-    def _prefix_metrics(self, batch: KVBatchMeta, entropy: torch.Tensor) -> dict[str, float]:
-        fields = ["uid", "response_mask", "rm_scores", "advantages"]
+    def _prefix_metrics(
+        self, batch: KVBatchMeta, entropy: torch.Tensor, known: dict[str, torch.Tensor]
+    ) -> dict[str, float]:
+        """`known` has advantages and response mask (B, T), or is empty: verl's own estimators do not pass by here."""
+        fields = ["uid", "rm_scores", *({"response_mask", "advantages"} - known.keys())]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        require_finite(self.global_steps, batch.keys, rewards=data["rm_scores"], advantages=data["advantages"])
-        uid = np.array(_as_list(data.pop("uid")), dtype=object)
-        padded = data.to_padded_tensor()
-        lengths = data["response_mask"].offsets().diff()
+        uid, rewards = np.array(_as_list(data.pop("uid")), dtype=object), data.pop("rm_scores")
+        padded = {**data.to_padded_tensor(), **known}
+        require_finite(self.global_steps, batch.keys, rewards=rewards, advantages=padded["advantages"])
         rollout = self.config.actor_rollout_ref.rollout
         return prefix_metrics(
-            reward=padded["rm_scores"].sum(-1),
+            reward=rewards.sum(-1),
             advantages=padded["advantages"],
             entropy=entropy,
             response_mask=padded["response_mask"],
-            response_len=lengths,
+            response_len=rewards.offsets().diff(),
             group=uid,
             rows=self._step_columns,
             expected_groups=self.config.data.train_batch_size,
@@ -347,19 +364,30 @@ class PrefixTrainerSync(PPOTrainerSync):
         if dump_path == self.config.trainer.get("rollout_data_dir", None):
             reward_extra_infos_dict = {
                 **reward_extra_infos_dict,
-                **self._rollout_log_columns(reward_extra_infos_dict["uid"]),
+                **self._rollout_log_columns(reward_extra_infos_dict["uid"], outputs),
             }
         super()._dump_generations(inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path)
 
-    def _rollout_log_columns(self, keys: list[str]) -> dict[str, list]:
+    def _rollout_log_columns(self, keys: list[str], outputs: list[str]) -> dict[str, list]:
         """The plugin's columns of the rollout log, in the order of `keys` (`{uid}_{session}_{index}`)."""
-        data = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["responses", "index"])
         order = {key: row for row, key in enumerate(self._step_columns["keys"])}
+        rows = [order[key] for key in keys]
+        prefix_len = self._step_columns["prefix_len"].tolist()
+        prefix_ids: list[list[int]] = [[] for _ in keys]
+        if prefixed := [at for at, row in enumerate(rows) if prefix_len[row]]:
+            # Responses are the longest column of all; the other rows' are not needed.
+            data = tq.kv_batch_get(
+                keys=[keys[at] for at in prefixed], partition_id="train", select_fields=["responses"]
+            )
+            for at, response in zip(prefixed, data["responses"].unbind(), strict=True):
+                prefix_ids[at] = response[: prefix_len[rows[at]]].tolist()
+        index = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["index"])["index"]
         return rollout_log.columns(
             keys=keys,
-            rows=[order[key] for key in keys],
-            responses=data["responses"].unbind(),
-            row_index=_as_list(data["index"]),
+            rows=rows,
+            outputs=outputs,
+            prefix_ids=prefix_ids,
+            row_index=_as_list(index),
             step_columns=self._step_columns,
             decode=partial(self.tokenizer.decode, skip_special_tokens=True),
         )
