@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,14 +103,15 @@ def test_start_of_the_run_is_announced_in_one_line(prefix_run):
     assert sum(line.startswith("[verl_prefix] no accelerator") for line in lines) == 1
 
 
+def drawn(run, step):
+    return sorted((r["row_index"], r["demo_index"], r["prefix_len"], r["prefix_ids"]) for r in run.prefixed(step))
+
+
 def test_resumed_run_draws_the_same_prefixes(prefix_run, train, tmp_path):
     folder = tmp_path / "resumed"
     train(folder, "prefix_rft", 2, "trainer.resume_mode=auto", "trainer.val_before_train=false")
     shutil.rmtree(folder / "rollouts")
     resumed = train(folder, "prefix_rft", 4, "trainer.resume_mode=auto", "trainer.val_before_train=false")
-
-    def drawn(run, step):
-        return sorted((r["row_index"], r["demo_index"], r["prefix_len"], r["prefix_ids"]) for r in run.prefixed(step))
 
     assert set(resumed.rollouts) == {3, 4}
     logged = dict(run_log.steps(folder / "metrics.jsonl"))
@@ -117,6 +119,28 @@ def test_resumed_run_draws_the_same_prefixes(prefix_run, train, tmp_path):
     for step in (3, 4):
         assert drawn(resumed, step) == drawn(prefix_run, step)
         assert {r["row_index"] for r in resumed.rollouts[step]} == {r["row_index"] for r in prefix_run.rollouts[step]}
+
+
+def test_two_workers_and_two_rollout_replicas_draw_as_one(prefix_run, train, tmp_path):
+    two = "trainer.n_gpus_per_node=2"
+    run = train(tmp_path / "two", "prefix_rft", 2, two, "trainer.val_before_train=false", "trainer.test_freq=-1")
+    workers = set(re.findall(r"WorkerDict pid=(\d+)", (run.folder / "console.log").read_text()))
+    assert len(workers) == 2
+    for step in (1, 2):
+        assert run.metrics[step][CORRELATION] > 0.999
+        assert run.metrics[step]["actor/ppo_kl"] == pytest.approx(0.0, abs=1e-5)
+        assert run.metrics[step]["actor/grad_norm"] > 0
+        assert drawn(run, step) == drawn(prefix_run, step)
+        # R - mean over the whole group, whichever replica a rollout is from and whichever worker trains on it
+        scores = {}
+        for rollout in run.rollouts[step]:
+            scores.setdefault(rollout["group"], []).append(rollout["score"])
+        for role in ("prefixed", "on_policy"):
+            chosen = [r for r in run.rollouts[step] if r["role"] == role]
+            own = [len(r["output"]) + (not r["hit_limit"]) - r["prefix_len"] for r in chosen]  # a token a character
+            baseline = [sum(scores[r["group"]]) / len(scores[r["group"]]) for r in chosen]
+            total = sum(n * (r["score"] - b) for n, r, b in zip(own, chosen, baseline, strict=True))
+            assert run.metrics[step][f"{role}/advantage"] == pytest.approx(total / sum(own), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

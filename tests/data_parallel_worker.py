@@ -1,0 +1,110 @@
+"""One of N data-parallel workers: torchrun --nproc-per-node N tests/data_parallel_worker.py OUT.pt
+
+FSDP2 on gloo shards a model whose only weights are the log-probabilities themselves; each worker trains on every Nth
+row, in micro-batches of its own, with the loss that verl's workers call. Worker 0 writes the whole gradient of each case.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import FSDPActorConfig, PolicyLossConfig
+
+from verl_prefix.config import PrefixConfig
+from verl_prefix.policy_loss import worker_loss
+
+ROWS, TOKENS, PROMPT = 16, 6, 2
+AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+
+
+class Policy(torch.nn.Module):
+    """Row, position -> log-probability of the token there."""
+
+    def __init__(self):
+        super().__init__()
+        start = torch.randn(ROWS, PROMPT + TOKENS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.logit = torch.nn.Parameter(start)
+
+    def forward(self, rows: list[int]) -> torch.Tensor:
+        return -torch.nn.functional.softplus(self.logit[rows])
+
+
+def batch() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    length = torch.randint(1, TOKENS + 1, (ROWS,), generator=draw)
+    return {
+        "length": length,
+        "prefix_len": torch.where(torch.arange(ROWS) % 4 == 0, (length + 1) // 2, 0),
+        "old": -2 * torch.rand(ROWS, TOKENS, generator=draw, dtype=torch.float64),
+        "advantage": torch.randn(ROWS, TOKENS, generator=draw, dtype=torch.float64),
+        "entropy": torch.rand(ROWS, TOKENS, generator=draw, dtype=torch.float64),
+        "sft_weight": torch.rand(ROWS, generator=draw, dtype=torch.float64),
+    }
+
+
+def micro_batch(model: Policy, given: dict[str, torch.Tensor], rows: list[int], workers: int):
+    def nested(values):
+        return torch.nested.as_nested_tensor(list(values), layout=torch.jagged)
+
+    length = [int(given["length"][row]) for row in rows]
+    cut = list(zip(rows, length, strict=True))
+    data = TensorDict(
+        {
+            "prompts": nested(torch.ones(PROMPT, dtype=torch.int64) for _ in rows),
+            "responses": nested(torch.ones(n, dtype=torch.int64) for n in length),
+            "input_ids": nested(torch.ones(PROMPT + n, dtype=torch.int64) for n in length),
+            "response_mask": nested(torch.ones(n, dtype=torch.int64) for n in length),
+            "old_log_probs": nested(given["old"][row, :n] for row, n in cut),
+            "advantages": nested(given["advantage"][row, :n] for row, n in cut),
+            "entropy": nested(given["entropy"][row, :n] for row, n in cut),
+            "sft_weight": given["sft_weight"][rows] * (given["prefix_len"][rows] > 0),
+            "prefix_len": given["prefix_len"][rows],
+        },
+        batch_size=len(rows),
+    )
+    tokens = int(given["length"].sum())
+    tu.assign_non_tensor(data, dp_size=workers, batch_num_tokens=tokens, global_batch_size=ROWS)
+    log_prob = model(rows)
+    return {"log_probs": nested(log_prob[i, : PROMPT + n] for i, n in enumerate(length))}, data
+
+
+def gradient(aggregation: str, rank: int, workers: int) -> torch.Tensor:
+    model = Policy()
+    if workers > 1:
+        fully_shard(model, mesh=init_device_mesh("cpu", (workers,)))
+    config = FSDPActorConfig(
+        strategy="fsdp2",
+        rollout_n=1,
+        use_dynamic_bsz=True,
+        loss_agg_mode=aggregation,
+        loss_scale_factor=TOKENS if aggregation.endswith("norm") else None,
+        entropy_coeff=0.0,
+        policy_loss=PolicyLossConfig(loss_mode="prefix_rft"),
+    )
+    prefix = PrefixConfig.of({"sft": {"weight": {"initial": 1.0}}})
+    given, own = batch(), list(range(rank, ROWS, workers))
+    cut = 1 + rank % 3  # micro-batches differ between workers, but not in number
+    for rows in (own[:cut], own[cut:]):
+        output, data = micro_batch(model, given, rows, workers)
+        worker_loss(config, output, data, prefix=prefix)[0].backward()
+    found = model.logit.grad
+    return found.full_tensor() if workers > 1 else found
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    found = {aggregation: gradient(aggregation, rank, workers) for aggregation in AGGREGATIONS}
+    if rank == 0:
+        torch.save(found, sys.argv[1])
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
