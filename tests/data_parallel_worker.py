@@ -1,7 +1,7 @@
 """One of N data-parallel workers: torchrun --nproc-per-node N tests/data_parallel_worker.py OUT.pt
 
 FSDP2 on gloo shards a model whose only weights are the log-probabilities themselves; each worker trains on every Nth
-row, in micro-batches of its own, with the loss that verl's workers call. Worker 0 writes the whole gradient of each case.
+row, in micro-batches of its own, with the loss that verl's workers call. Worker 0 writes each case's whole gradient.
 """
 
 from __future__ import annotations
