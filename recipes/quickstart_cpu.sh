@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-METHOD=prefix_rft STEPS=150 SEED=0 OUT=runs/quickstart
+METHOD=prefix_rft STEPS=125 SEED=0 OUT=runs/quickstart
 while [ $# -gt 0 ]; do
     case $1 in
         --grpo) METHOD=grpo ;;

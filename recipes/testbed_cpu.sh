@@ -39,7 +39,7 @@ ROLLOUT=(
 if [ "$METHOD" = stock_grpo ]; then
     PREFIX=(algorithm.adv_estimator=grpo)
 else
-    PREFIX=(+prefix="$METHOD" prefix.seed="$SEED" prefix.schedule.steps=120)
+    PREFIX=(+prefix="$METHOD" prefix.seed="$SEED" prefix.schedule.steps=100)
 fi
 TRAINER=(
     trainer.n_gpus_per_node=1

@@ -62,7 +62,7 @@ def test_one_rollout_of_each_group_with_a_demonstration_is_prefixed(prefix_run, 
 
 
 def test_prefix_is_the_demonstrations_head_token_for_token(prefix_run, rows, tokenizer):
-    config = PrefixConfig.of({"seed": 0, "schedule": {"steps": 120}})
+    config = PrefixConfig.of({"seed": 0, "schedule": {"steps": 100}})
     for step in prefix_run.rollouts:
         lengths = []
         for rollout in prefix_run.prefixed(step):
