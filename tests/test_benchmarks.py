@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,7 @@ def test_the_gpu_check_needs_neither_verl_nor_an_engine():
     """A machine with a GPU and torch is enough; only these packages of the environment are let in."""
     code = """
 import sys
+import time
 refused = ("verl", "vllm", "ray", "hydra", "transformers", "tensordict", "datasets", "scipy", "typer", "rich", "wrapt")
 class Refuse:
     def find_spec(self, name, *args):
@@ -104,3 +107,45 @@ def test_the_bytes_of_a_step_grow_no_faster_than_its_tokens(preset):
         slope = bench.growth(factors, [at_base, *map(moved, sizes[1:])])
         assert 0.7 < slope < 1.05, (axis, slope)
     assert moved(base.times("workers", 4)) == pytest.approx(at_base, rel=0.02)
+
+
+# --- kill_and_resume
+
+
+def test_what_a_killed_run_started_is_found_and_stopped():
+    kills = load("kill_and_resume")
+    root = subprocess.Popen(["bash", "-c", "bash -c 'sleep 321 & sleep 322'; true"])
+    processes = kills.Processes(root.pid)
+    begin = time.monotonic()
+    while len(processes.look()) < 3 and time.monotonic() - begin < 20:
+        time.sleep(0.05)
+    assert sorted(p.cmdline()[-1] for p in processes.look() if p.name() == "sleep") == ["321", "322"]
+    root.kill()  # its children go on without a parent
+    root.wait()
+    assert len(processes.look()) == 3
+    processes.stop()
+    assert processes.look() == []
+
+
+def test_a_lost_a_doubled_and_a_changed_rollout_are_noticed(tmp_path):
+    kills = load("kill_and_resume")
+    rows = [
+        {"uid": f"u{i}", "row_index": i, "session": 0, "demo_index": 0, "prefix_len": 3, "prefix_ids": [1, 2, 3]}
+        for i in range(kills.PROMPTS * kills.ROLLOUTS)
+    ]
+
+    def write(name, *, rows=rows, logged=(1, 2)):
+        (tmp_path / name / "rollouts").mkdir(parents=True)
+        for step in (1, 2):
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / name / "rollouts" / f"{step}.jsonl").write_text(lines)
+        metrics = [{"step": step, "data": {"actor/grad_norm": 1.0}} for step in logged]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+        return tmp_path / name
+
+    alone = write("alone")
+    assert list(kills.differences(write("same"), alone, 2)) == []
+    assert list(kills.differences(write("lost", rows=rows[1:]), alone, 2))
+    assert list(kills.differences(write("doubled", rows=[*rows[1:], rows[1]]), alone, 2))
+    assert list(kills.differences(write("other", rows=[{**rows[0], "prefix_len": 2}, *rows[1:]]), alone, 2))
+    assert list(kills.differences(write("gap", logged=(1,)), alone, 2))
