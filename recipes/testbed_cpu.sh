@@ -6,7 +6,7 @@ set -euo pipefail
 METHOD=$1 TESTBED=$2 RUN=$3 STEPS=$4 SEED=$5
 shift 5
 
-# Learning rates from a small grid on the testbed of seed 1 (docs/testbed.md)
+# Learning rates: docs/testbed.md
 case $METHOD in
     *grpo) LR=3e-4 ;;
     *) LR=1e-3 ;;
@@ -62,7 +62,7 @@ case " $* " in
         while [ -e "$RUN/metrics.$segment.jsonl" ]; do segment=$((segment + 1)); done
         if [ -e "$RUN/metrics.jsonl" ]; then mv "$RUN/metrics.jsonl" "$RUN/metrics.$segment.jsonl"; fi
         ;;
-    *) rm -f "$RUN"/metrics*.jsonl ;;
+    *) rm -f "$RUN"/metrics*.jsonl "$RUN"/rollouts/*.jsonl ;;
 esac
 export RAY_worker_niceness=${RAY_worker_niceness:-0} # Ray's 15 lets any other work on the machine starve the run
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a model this small only waits for more threads

@@ -55,4 +55,7 @@ TRAINER=(
     trainer.rollout_data_dir="$OUT/rollouts"
     trainer.project_name=verl_prefix
     trainer.experiment_name="${PRESET}_$MODEL_NAME"
+    'trainer.logger=[console,file]' # verl's default, wandb, waits for a login
 )
+export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$OUT/metrics.jsonl}
+mkdir -p "$(dirname "$VERL_FILE_LOGGER_PATH")"
