@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -19,8 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Tables in tests have the width that the test asks for: rich takes 80 columns for a terminal it calls dumb.
 os.environ["TERM"] = "xterm"
-for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(_name, None)
+# A console made while a test has set COLUMNS keeps that width: make the command line's before any test does.
+importlib.import_module("verl_prefix.cli")
 
 #: presets that between them touch every term of the objective; `--all-presets` runs the others too
 CI_PRESETS = ("hpt", "luffy", "srft", "uft")
