@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -22,14 +21,21 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["TERM"] = "xterm"
 for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(_name, None)
-# A console made while a test has set COLUMNS keeps that width: make the command line's before any test does.
-importlib.import_module("verl_prefix.cli")
 
 #: presets that between them touch every term of the objective; `--all-presets` runs the others too
 CI_PRESETS = ("hpt", "luffy", "srft", "uft")
 #: the recipe whose file runs by default: 9 rollouts a prompt, and not among CI_PRESETS
 CI_RECIPES = ("chord_mu",)
 _table: list[tuple[str, ...]] = []
+
+
+@pytest.fixture(autouse=True)
+def _same_environ():
+    """`Dataset.map(num_proc=...)` leaves a copy in the place of `os.environ`; rich goes on with the one it was imported
+    with, and no longer sees what a test sets."""
+    before = os.environ
+    yield
+    os.environ = before  # noqa: B003  the object is to be put back, not its content
 
 
 def pytest_addoption(parser):

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from report_runs import write_run
-from rich.console import Console, ConsoleDimensions
 from typer.testing import CliRunner
 
 from verl_prefix import comparison
@@ -91,12 +90,6 @@ def test_errors_name_folder_and_mend(tmp_path):
     (run / "hydra" / ".hydra" / "config.yaml").write_text("a: [")
     with pytest.raises(RunFolderError, match="config.yaml"):
         comparison.results(comparison.find_runs([run])[0])
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch):
-    """A console of 160 columns, whatever other tests of this process have left of the terminal's width."""
-    monkeypatch.setattr(Console, "size", property(lambda self: ConsoleDimensions(160, 50)))
 
 
 def test_the_table(folders):
