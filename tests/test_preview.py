@@ -20,7 +20,7 @@ from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 
 from data_prep.testbed import task
 from data_prep.testbed.tokenizer import build_tokenizer
-from verl_prefix import cli, presets, preview, preview_grader, preview_rows, terminal, tokenizers
+from verl_prefix import cli, custom_grader, presets, preview, preview_rows, terminal, tokenizers
 from verl_prefix.agent_loop import PrefixAgentLoop
 from verl_prefix.config import DemonstrationConfig, PrefixConfig
 from verl_prefix.exceptions import DemonstrationError, PrefixConfigError
@@ -387,7 +387,7 @@ def test_graders_are_called_as_verl_calls_them(tmp_path):
             file.write_text(
                 f"{head} compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    {body}"
             )
-            assert preview_grader.load(str(file))(row(ground_truth="3"), "text") == score
+            assert custom_grader.load(str(file))(row(ground_truth="3"), "text") == score
 
 
 def test_without_a_name_the_grader_is_the_projects(write):

@@ -97,10 +97,10 @@ def _steps(text: str) -> list[int]:
 def _look(
     config: Any, rows: list, total: int, tokenizer_path: str, grader: str | None, limits: dict, errors: Console
 ) -> tuple[Look, Any]:
-    from verl_prefix import preview, preview_grader, tokenizers
+    from verl_prefix import custom_grader, preview, tokenizers
 
     try:
-        grade = preview_grader.load(grader)
+        grade = custom_grader.load(grader)
     except PrefixError as error:
         if grader is not None:
             raise

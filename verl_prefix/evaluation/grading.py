@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from verl_prefix import preview_grader
+from verl_prefix import custom_grader
 from verl_prefix.evaluation.problems import Problem
 from verl_prefix.exceptions import EvaluationError
 
@@ -27,18 +25,10 @@ def load(spec: str, kwargs: Mapping[str, Any]) -> Callable[[Problem, str], dict[
     path, colon, name = spec.rpartition(":")
     if not colon or not name.isidentifier():
         path, name = spec, "compute_score"
-    function = preview_grader.find(path, name)
+    function = custom_grader.find(path, name)
 
     def grade(problem: Problem, response: str) -> dict[str, Any]:
-        result = function(
-            data_source=problem.data_source,
-            solution_str=response,
-            ground_truth=problem.ground_truth,
-            extra_info=dict(problem.extra_info),
-            **kwargs,
-        )
-        if inspect.iscoroutine(result):
-            result = asyncio.run(result)
+        result = custom_grader.call(function, problem, response, **kwargs)
         return dict(result) if isinstance(result, Mapping) else {"score": float(result)}
 
     return grade
