@@ -63,7 +63,7 @@ class Processes:
     def find(self, kind: str) -> psutil.Process | None:
         for process in self.look():
             try:
-                if VICTIMS[kind] in " ".join(process.cmdline()) and "testbed_cpu.sh" not in process.cmdline():
+                if VICTIMS[kind] in " ".join(process.cmdline()):
                     return process
             except psutil.NoSuchProcess:
                 continue
