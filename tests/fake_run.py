@@ -17,12 +17,12 @@ from tests_support import compose_in_process
 from transfer_queue import KVBatchMeta
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from data_prep.testbed import task
 from data_prep.testbed.tokenizer import build_tokenizer
-from verl_prefix.trainer import PrefixTrainerSync
 
 PROMPTS, N, LIMIT = 2, 4, 32
 PROBLEMS = [task.Problem(3, "agbhci"), task.Problem(2, "abcdef")]
@@ -177,29 +177,29 @@ class FakeRun:
             f"trainer.rollout_data_dir={folder}",
             *overrides,
         )
-        trainer = self.trainer = PrefixTrainerSync(self.config)
+        trainer = self.trainer = get_trainer_cls(self.config.trainer.v1.trainer_mode)(self.config)
         trainer.tokenizer, trainer.global_steps = self.tokenizer, 1
         trainer.timing_raw, trainer.curr_step_profile = {}, False
         trainer._init_dump_executor()
-        trainer.train_dataloader_it = itertools.repeat(
-            collate_fn(
-                [
-                    {
-                        "raw_prompt": [{"role": "user", "content": task.render_prompt(problem)}],
-                        "index": number,
-                        "demos": [task.render_solution(problem)],
-                        "data_source": "test",
-                        "reward_model": {"ground_truth": "0"},
-                        "extra_info": {},
-                        **rows[number],
-                    }
-                    for number, problem in enumerate(PROBLEMS)
-                ]
-            )
+        chunk = self.config.data.get("gen_batch_size") or PROMPTS
+        data = [
+            {
+                "raw_prompt": [{"role": "user", "content": task.render_prompt(problem)}],
+                "index": number,
+                "demos": [task.render_solution(problem)],
+                "data_source": "test",
+                "reward_model": {"ground_truth": "0"},
+                "extra_info": {},
+                **rows[number],
+            }
+            for number, problem in enumerate(PROBLEMS)
+        ]
+        trainer.train_dataloader_it = (
+            collate_fn(data[start : start + chunk]) for start in itertools.cycle(range(0, PROMPTS, chunk))
         )
         trainer.agent_loop_manager = SimpleNamespace(generate_sequences=self._generate)
         trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[self])
-        trainer.checkpoint_manager = SimpleNamespace(sleep_replicas=lambda: None)
+        trainer.checkpoint_manager = SimpleNamespace(sleep_replicas=lambda: None, abort_replicas=lambda: None)
         trainer.actor_rollout_wg = self.workers
 
     @property

@@ -34,7 +34,11 @@ NAMES = [
     ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._step_once", ["metrics", "timing_raw", "sample_batch_size"]),
     ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer.on_train_begin", ["self"]),
     ("verl.utils.tracking", "FileLogger.log", ["data", "step"]),
+    ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._add_prompts_to_generate", ["num_prompts"]),
+    ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer.on_sample_begin", ["self"]),
     ("verl.trainer.ppo.v1.trainer_sync", "PPOTrainerSync", None),
+    ("verl.trainer.ppo.v1.trainer_colocate_async", "PPOTrainerColocateAsync", None),
+    ("verl.trainer.ppo.v1.replay_buffer", "ReplayBufferAsync.__init__", ["refill_fn"]),
     ("verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer.__init__", ["poll_interval"]),
     ("verl.trainer.ppo.core_algos", "register_adv_est", ["name_or_enum"]),
     ("verl.trainer.ppo.core_algos", "register_policy_loss", ["name"]),
@@ -110,6 +114,12 @@ def test_trainer_mode_is_compared_with_sync_where_the_plugin_expects_it():
 
     source = inspect.getsource(trainer_base)
     assert source.count('trainer_mode == "sync"') + source.count('trainer_mode != "sync"') >= 5
+
+
+def test_asynchronous_buffer_asks_for_prompts_through_the_attribute_that_the_trainer_replaces():
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
+
+    assert "self.refill_fn(" in inspect.getsource(ReplayBufferAsync.wait_for_sampleable)
 
 
 def test_ppo_loss_hands_the_policy_loss_what_it_needs():

@@ -231,7 +231,7 @@ def own_texts() -> tuple[str, ...]:
     """What this project can print: its Python sources, with names filled in where they are constants, and scripts."""
     from verl_prefix import names
 
-    constants = {f"{{{name}}}": value for name, value in vars(names).items() if name.isupper()}
+    constants = {f"{{{name}}}": value for name, value in vars(names).items() if isinstance(value, str)}
     found = []
     for package in ("verl_prefix", "data_prep"):
         for file in (ROOT / package).rglob("*.py"):

@@ -121,6 +121,40 @@ def test_resumed_run_draws_the_same_prefixes(prefix_run, train, tmp_path):
         assert {r["row_index"] for r in resumed.rollouts[step]} == {r["row_index"] for r in prefix_run.rollouts[step]}
 
 
+def test_asynchronous_trainer_keys_a_prefix_by_the_step_its_prompt_was_issued_at(train, rows, tokenizer, tmp_path):
+    run = train(
+        tmp_path / "async",
+        "prefix_rft",
+        4,
+        "trainer.v1.trainer_mode=prefix_colocate_async",
+        "prefix.schedule.steps=4",
+    )
+    config = PrefixConfig.of({"seed": 0, "schedule": {"steps": 4}})
+    behind = 0
+    for step in range(1, 5):
+        metrics = run.metrics[step]
+        # a batch may be one policy behind; more would be another policy's
+        assert metrics[CORRELATION] > (0.95 if metrics["training/off_policy/trajectory_staleness/max"] else 0.999)
+        assert metrics["training/off_policy/trajectory_staleness/max"] <= 1
+        assert metrics["prefix/missing_rollouts"] == 0
+        assert len(run.rollouts[step]) == 8 * 4
+        demonstrated = {r["group"] for r in run.rollouts[step] if rows[r["row_index"]]["demos"]}
+        assert {r["group"] for r in run.prefixed(step)} == demonstrated
+        for rollout in run.prefixed(step):
+            ids = tokenizer.encode(rows[rollout["row_index"]]["demos"][rollout["demo_index"]], add_special_tokens=False)
+            drawn = {
+                issued: draw_prefix(
+                    config, step=issued, row_index=rollout["row_index"], session_id=0, demo_lens=[len(ids)]
+                ).ratio
+                for issued in {max(step - 1, 1), step}
+            }
+            (issued,) = [issued for issued, ratio in drawn.items() if ratio == pytest.approx(rollout["prefix_ratio"])]
+            behind += issued < step
+            assert rollout["prefix_ids"] == ids[: rollout["prefix_len"]]
+    assert behind > 0, "one batch is issued ahead, so some prompts are trained on a step after they were issued"
+    assert run.metrics[4]["val-core/chain_hard/acc/mean@1"] < 0.1
+
+
 def test_two_workers_and_two_rollout_replicas_draw_as_one(prefix_run, train, tmp_path):
     two = "trainer.n_gpus_per_node=2"
     run = train(tmp_path / "two", "prefix_rft", 2, two, "trainer.val_before_train=false", "trainer.test_freq=-1")

@@ -256,6 +256,14 @@ def test_a_full_disk_costs_lines_of_the_rollout_log_and_not_the_run(make, tmp_pa
     assert run.workers.updates == 3
 
 
+def test_the_rollout_log_keeps_the_newest_steps(make, tmp_path):
+    run = make("prefix.monitor.rollout_log_steps=2")
+    for _ in range(4):
+        run.step()
+    run.trainer._shutdown_dump_executor()
+    assert sorted(file.name for file in (tmp_path / "rollouts").iterdir()) == ["3.jsonl", "4.jsonl"]
+
+
 def test_a_disk_that_fills_up_again_is_said_again(make, tmp_path):
     run = make()
     (tmp_path / "rollouts").mkdir()

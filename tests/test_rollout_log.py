@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verl_prefix.rollout_log import columns, text_boundary
+from verl_prefix.rollout_log import columns, delete_up_to, text_boundary
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,10 @@ def test_columns_follow_the_order_of_the_keys():
     assert log["hit_limit"] == [True, False, False]
     assert log["trained"] == [False, True, False]
     assert {len(values) for values in log.values()} == {3}
+
+
+def test_old_steps_are_deleted_and_nothing_else(tmp_path):
+    for name in ("1.jsonl", "9.jsonl", "10.jsonl", "11.jsonl", "notes.jsonl", "9.txt", "best9.jsonl"):
+        (tmp_path / name).write_text("x")
+    delete_up_to(tmp_path, 10)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["11.jsonl", "9.txt", "best9.jsonl", "notes.jsonl"]

@@ -77,7 +77,8 @@ def test_a_correct_run_is_silent(config):
     ("key", "value", "mend"),
     [
         ("algorithm.rollout_correction.bypass_mode", True, "Set it to false"),
-        ("trainer.v1.trainer_mode", "colocate_async", "prefix_sync"),
+        ("trainer.v1.trainer_mode", "colocate_async", "prefix_colocate_async"),
+        ("trainer.v1.trainer_mode", "separate_async", "without GPUs"),
         ("trainer.v1.trainer_mode", "sync", "prefix_sync"),
         ("trainer.use_v1", False, "leave it true"),
         ("actor_rollout_ref.rollout.agent.default_agent_loop", "single_turn_agent", "prefix_agent"),

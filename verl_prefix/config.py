@@ -314,6 +314,12 @@ class MonitorConfig(Section):
         low=-1.0,
         high=1.0,
     )
+    rollout_log_steps: int | None = option(
+        None,
+        "Steps whose files stay in `trainer.rollout_data_dir`; older ones are deleted as the run goes on, those of an "
+        "earlier run in the same folder included. None: all.",
+        low=1,
+    )
 
 
 @dataclass

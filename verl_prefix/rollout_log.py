@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from verl_prefix.faults import discard
+
 PREFIXED, ON_POLICY, PADDING = "prefixed", "on_policy", "padding"
+
+
+def delete_up_to(folder: Path, step: int) -> None:
+    """Delete the log's files of `step` and of the steps before it."""
+    for file in folder.glob("*.jsonl"):
+        if file.stem.isdigit() and int(file.stem) <= step:
+            discard(file)
 
 
 def text_boundary(output: str, prefix: str) -> int:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_prefix import __version__, training_data
 from verl_prefix.config import PrefixConfig
 from verl_prefix.exceptions import PrefixConfigError
-from verl_prefix.names import AGENT_NAME, LOSS_MODE, TRAINER_MODE
+from verl_prefix.names import AGENT_NAME, LOSS_MODE, TRAINER_MODES
 
 
 def check_before_validation(config_module: types.ModuleType) -> None:
@@ -38,7 +38,7 @@ def concerns(config: DictConfig) -> bool:
 
     return (
         config.get("prefix") is not None
-        or config.trainer.v1.trainer_mode == TRAINER_MODE
+        or config.trainer.v1.trainer_mode in TRAINER_MODES
         or config.algorithm.adv_estimator in ESTIMATORS
         or OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == LOSS_MODE
     )
@@ -79,8 +79,9 @@ def check(config: DictConfig) -> list[str]:
 def banner(config: DictConfig) -> str:
     """One line: versions, preset, what is registered, device."""
     versions = ", ".join(f"{name} {_version(name)}" for name in ("verl", "torch", "vllm", "ray"))
+    trainer = config.trainer.v1.trainer_mode
     return (
-        f"[verl_prefix {__version__}] preset {config.prefix.preset} | {versions} | trainer {TRAINER_MODE}, "
+        f"[verl_prefix {__version__}] preset {config.prefix.preset} | {versions} | trainer {trainer}, "
         f"agent loop {config.actor_rollout_ref.rollout.agent.default_agent_loop}, "
         f"estimator {config.algorithm.adv_estimator}, loss {config.actor_rollout_ref.actor.policy_loss.loss_mode} | "
         f"device {config.trainer.device} | python {sys.version.split()[0]}"
@@ -91,12 +92,12 @@ def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
     trainer, rollout = config.trainer, config.actor_rollout_ref.rollout
     if not trainer.use_v1:
         raise PrefixConfigError("trainer.use_v1", False, "the deprecated V0 trainer is not supported; leave it true.")
-    if trainer.v1.trainer_mode != TRAINER_MODE:
+    if trainer.v1.trainer_mode not in TRAINER_MODES:
         raise PrefixConfigError(
             "trainer.v1.trainer_mode",
             trainer.v1.trainer_mode,
-            f"this preset needs {TRAINER_MODE} (verl's synchronous trainer with prefixes); asynchronous modes are not "
-            "supported. Remove the override.",
+            "this preset needs prefix_sync (the default) or prefix_colocate_async: verl's trainers with prefixes. "
+            "separate_async is not supported: no weight transfer of its runs without GPUs, so it could not be tested.",
         )
     if rollout.agent.default_agent_loop != AGENT_NAME:
         raise PrefixConfigError(

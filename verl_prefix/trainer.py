@@ -1,7 +1,8 @@
-"""Seam: the synchronous V1 trainer that knows which tokens are prefixes.
+"""Seam: V1 trainers that know which tokens are prefixes.
 
-`prefix_sync` is verl's `sync` trainer with the plugin's columns lent to the advantage estimator, the plugin's loss on
-the workers, prefix metrics, and a rollout log that says where a prefix ends. No step of verl's is written again.
+`prefix_sync` and `prefix_colocate_async` are verl's `sync` and `colocate_async` trainers with the plugin's columns lent
+to the advantage estimator, the plugin's loss on the workers, prefix metrics, and a rollout log that says where a prefix
+ends. No step of verl's is written again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.protocol import DataProto
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
@@ -32,21 +34,25 @@ from verl_prefix.config import PrefixConfig
 from verl_prefix.exceptions import RolloutError
 from verl_prefix.faults import LostLines, WholeLines, discard, require_finite, skipped_update
 from verl_prefix.metrics import CorrelationWatch, clip_fractions, grader_metrics, prefix_metrics
-from verl_prefix.names import LOSS_MODE, TRAINER_MODE
+from verl_prefix.names import LOSS_MODE, TRAINER_MODES
 from verl_prefix.policy_loss import SFT_WEIGHT, worker_loss
 from verl_prefix.schedule import value_at
 from verl_prefix.sft_weight import entropy_factor, mini_batches, sft_row_weights
 
 logger = logging.getLogger(__name__)
 
+#: training batches of prompts that an asynchronous buffer may ask for again before one is complete
+MOST_REFILLED = 8
 
-@register_trainer(TRAINER_MODE)
-class PrefixTrainerSync(PPOTrainerSync):
+
+class PrefixTrainer(PPOTrainer):
+    """What the plugin adds to any of verl's V1 trainers."""
+
     def __init__(self, config: DictConfig):
-        # verl compares the mode with "sync" in several places (replay buffer, checkpoint, data loader); under any other
-        # name it takes the run for an asynchronous one.
+        # verl compares the mode with its own names in several places (replay buffer, checkpoint, data loader).
+        mode = config.trainer.v1.trainer_mode
         with open_dict(config):
-            config.trainer.v1.trainer_mode = "sync"
+            config.trainer.v1.trainer_mode = TRAINER_MODES.get(mode, mode)
         self._begin(config)
         super().__init__(config)
 
@@ -97,6 +103,10 @@ class PrefixTrainerSync(PPOTrainerSync):
         try:
             super()._write_generations(inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path, global_steps)
             self._lost_rollouts.written()
+            if (kept := self.prefix.monitor.rollout_log_steps) and dump_path == self.config.trainer.get(
+                "rollout_data_dir"
+            ):
+                rollout_log.delete_up_to(Path(dump_path), global_steps - kept)
         except OSError as error:
             file = Path(dump_path) / f"{global_steps}.jsonl"
             self._lost_rollouts.add(len(inputs), file, error)
@@ -391,6 +401,40 @@ class PrefixTrainerSync(PPOTrainerSync):
             step_columns=self._step_columns,
             decode=partial(self.tokenizer.decode, skip_special_tokens=True),
         )
+
+
+@register_trainer("prefix_sync")
+class PrefixTrainerSync(PrefixTrainer, PPOTrainerSync):
+    pass
+
+
+@register_trainer("prefix_colocate_async")
+class PrefixTrainerColocateAsync(PrefixTrainer, PPOTrainerColocateAsync):
+    """A prompt's schedule and prefix are those of the step at which it was issued; the gate, the entropy clip and the
+    SFT weight those of the step that trains on it."""
+
+    def _build_replay_buffer(self):
+        replay_buffer = super()._build_replay_buffer()
+        replay_buffer.refill_fn = self._refill
+        return replay_buffer
+
+    def _refill(self, prompts: int) -> int:
+        """In the place of prompts whose rollouts failed, or that have become too old."""
+        self._refilled += prompts
+        if (
+            self._refilled > MOST_REFILLED * self.config.data.train_batch_size
+            and self._resolve_filter_groups_metric() is None
+        ):
+            raise RolloutError(
+                f"step {self.global_steps}: {self._refilled} prompts were issued in the place of others and still no "
+                "batch is complete. The log has a traceback for each rollout that failed under 'Error in _run_prompt'; "
+                "without one, rollouts are dropped as too old (trainer.v1.sampler.max_off_policy_threshold)."
+            )
+        return self._add_prompts_to_generate(prompts)
+
+    def on_sample_begin(self) -> None:
+        super().on_sample_begin()
+        self._refilled = 0
 
 
 def _select(batch: KVBatchMeta, chosen: np.ndarray) -> KVBatchMeta:

@@ -1,0 +1,83 @@
+"""`prefix_colocate_async`, one process: prompts are trained on steps after they were issued."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from fake_run import PROMPTS, FakeRun, N
+
+from verl_prefix.config import PrefixConfig
+from verl_prefix.exceptions import RolloutError
+from verl_prefix.sampling import draw_prefix
+
+ASYNC = "trainer.v1.trainer_mode=prefix_colocate_async"
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    def make(*overrides, **kwargs):
+        # verl asks for single prompts in this mode
+        run = FakeRun(monkeypatch, tmp_path / "rollouts", ASYNC, "data.gen_batch_size=1", *overrides, **kwargs)
+        run.trainer.logger = SimpleNamespace(logger={})
+        return run
+
+    return make
+
+
+def logged(folder, step):
+    return [json.loads(line) for line in (folder / f"{step}.jsonl").read_text().splitlines()]
+
+
+def test_prefixes_are_those_of_the_step_at_which_a_prompt_was_issued(make, tmp_path):
+    schedule = {"steps": 4}
+    run = make(*(f"prefix.schedule.{name}={value}" for name, value in schedule.items()))
+    run.trainer.on_train_begin()  # one batch ahead
+    for step in range(1, 5):
+        run.step()
+        prefixed = [line for line in logged(tmp_path / "rollouts", step) if line["role"] == "prefixed"]
+        assert len(prefixed) == PROMPTS
+        issued = max(step - 1, 1)
+        for line in prefixed:
+            draw = draw_prefix(
+                PrefixConfig.of({"schedule": schedule}),
+                step=issued,
+                row_index=line["row_index"],
+                session_id=line["session"],
+                demo_lens=[line["demo_len"]],
+            )
+            assert line["prefix_ratio"] == pytest.approx(draw.ratio)
+            assert line["prefix_len"] == draw.prefix_len
+
+
+def test_the_group_is_the_baseline_whatever_the_step_it_was_issued_at(make):
+    run = make(score=lambda solution_str, **_: float(solution_str.startswith("1")))
+    run.trainer.on_train_begin()
+    for _ in range(3):
+        run.server.answer = lambda request: "1" if request.plain else ""
+        metrics = run.step()
+        assert metrics["prefix/missing_rollouts"] == 0
+        assert len(run.workers.trained) == PROMPTS * N
+        for key, row in run.workers.trained.items():
+            own = row["advantages"][row["response_mask"] > 0]
+            group = [r for k, r in run.workers.trained.items() if k.split("_")[0] == key.split("_")[0]]
+            mean = sum(float(r["rm_scores"].sum()) for r in group) / N
+            assert float(own[-1]) == pytest.approx(float(row["rm_scores"].sum()) - mean, abs=1e-6)
+
+
+def test_where_no_rollout_comes_back_the_run_stops(make):
+    """verl's own buffer asks for new prompts for ever."""
+    run = make()
+    run.server.answer = lambda request: 1 / 0
+    with pytest.raises(RolloutError, match=r"step 1: 1[78] prompts were issued .* 'Error in _run_prompt'"):
+        run.step()
+
+
+def test_failing_prompts_are_replaced(make):
+    run = make()
+    failures = iter([True] * N)
+    run.server.answer = lambda request: 1 / 0 if next(failures, False) else "0"
+    metrics = run.step()
+    assert metrics["training/rollout_failure/evicted_samples"] >= 1
+    assert len(run.workers.trained) == PROMPTS * N
