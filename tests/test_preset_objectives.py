@@ -159,12 +159,12 @@ def nll(tokens):
     return mean([-math.log(P[t]) for t in tokens])
 
 
-def prefix_rft(chosen=None, weight=1.0):
+def prefix_rft(chosen=None, weight=1.0, prefixed=DEMONSTRATIONS):
     """`chosen`: (rollout, token) of the prefix tokens that keep their advantage (None: all)."""
     terms = []
     for b in range(6):
         for t in range(4):
-            in_prefix = b in DEMONSTRATIONS and t < 2
+            in_prefix = b in prefixed and t < 2
             if in_prefix and chosen is not None and (b, t) not in chosen:
                 continue
             terms.append(ppo(t, dr(b) * (weight if in_prefix else 1)))
@@ -229,6 +229,8 @@ EXPECTED = {
     "prefix_rft_static": lambda: prefix_rft(weight=0.001),
     "prefix_rft_uniform": lambda: prefix_rft([(3, 0)]),
     "prefix_rft_10_percent": lambda: prefix_rft([(3, 0)]),
+    # 12 prefix tokens, of which ceil(0.2 * 12) = 3 keep theirs: the first of the last three rollouts
+    "prefix_rft_sft": lambda: prefix_rft([(3, 0), (4, 0), (5, 0)], prefixed=range(6)) + 0.1 * nll([0, 1]),
     "prefix_rft_shared": lambda: continuations(dr, dr_grpo_sum),
     "dr_grpo": lambda: dr_grpo_sum([ppo(t, dr(b)) for b in range(6) for t in range(4)]),
     "grpo": lambda: mean([ppo(t, normalised(b)) for b in range(6) for t in range(4)]),

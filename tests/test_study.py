@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,9 @@ from tests_support import PRESETS, compose_in_process
 
 from benchmarks.study import run, tune
 from verl_prefix.config import PrefixConfig
+
+PAGE = Path(run.ROOT) / "docs/comparison.md"
+RESULTS = Path(run.ROOT) / "benchmarks/study/results"
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +195,68 @@ def test_methods_are_compared_at_the_end_and_at_equal_tokens(tmp_path):
     assert "| `a` | 2 | 1.00 | 0.60 (0.40-0.80) | 10 | 0.00 M | 10.0 | 1.00, 0.40 |" in results.markdown(runs)
     results.picture(runs, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_every_method_of_a_table_has_settings_and_every_setting_has_a_table():
+    table = yaml.safe_load(run.METHODS.read_text())
+    named = {method for methods in table["tables"].values() for method in methods}
+    assert set(table["methods"]) <= named
+    assert set(table["tables"]) == set(re.findall(r"<!-- table (\w+) -->", PAGE.read_text()))
+
+
+def test_a_table_has_its_first_method_on_the_seeds_of_the_others():
+    from benchmarks.study import results
+
+    runs = [result("prefix_rft", seed, point(0, 0, 0.0), point(10, 1000, 0.4)) for seed in (1, 2)]
+    other = result("frozen", 2, point(0, 0, 0.0), point(10, 1000, 0.4))
+    assert results.of_table([*runs, other, result("grpo", 1)], "ablations") == [runs[1], other]
+    assert results.of_table(runs, "ablations") == runs
+    page = "before\n<!-- table ablations -->\nold\n<!-- end of table -->\nafter\n"
+    filled = results.fill(page, [*runs, other])
+    assert "old" not in filled
+    assert "| `frozen` | 1 |" in filled
+    assert results.fill(filled, [*runs, other]) == filled
+
+
+def test_the_pages_tables_are_those_of_the_results():
+    from benchmarks.study import results
+
+    assert results.fill(PAGE.read_text(), run.read_results(RESULTS)) == PAGE.read_text(), (
+        "python -m benchmarks.study.results benchmarks/study/results --page docs/comparison.md"
+    )
+
+
+def test_candidates_are_compared_at_the_tokens_that_the_published_setting_needs():
+    from rich.console import Console
+
+    from benchmarks.study import explore
+
+    def entry(name, seed, *hard):
+        curve = {"tokens": [0, 1000, 2000], "hard": list(hard), "easy": [0.0, 0.5, 1.0]}
+        return {"name": name, "seed": seed, "lr": 1e-3, "overrides": ["a=1"], "curve": curve}
+
+    entries = [
+        entry("published", 1, 0.0, 0.6, 0.8),
+        entry("published", 2, 0.0, 0.8, 1.0),
+        entry("other", 1, 0.0, 0.5, 0.9),
+    ]
+    assert explore.budget(entries) == pytest.approx(1000, abs=3)
+    assert explore.at(entries[2], "hard", 1500) == pytest.approx(0.7)
+    console = Console(width=200, record=True)
+    console.print(explore.table(entries))
+    lines = console.export_text().splitlines()
+    assert any("published" in line and "0.70" in line and "1: 0.60, 2: 0.80" in line for line in lines)
+    with pytest.raises(Exception, match="more steps"):
+        explore.budget([entry("published", 1, 0.0, 0.1, 0.2)])
+
+
+def test_candidates_that_were_run_are_those_of_the_file():
+    from benchmarks.study import explore
+
+    candidates = yaml.safe_load((explore.FOLDER / "candidates.yaml").read_text())
+    done = explore.read(explore.FOLDER / "candidates.jsonl")
+    assert {(e["name"], e["seed"]) for e in done} == {(n, s) for n, c in candidates.items() for s in c["seeds"]}
+    for entry in done:
+        assert (entry["lr"], entry["steps"], entry["overrides"]) == tuple(
+            candidates[entry["name"]][key] for key in ("lr", "steps", "overrides")
+        )

@@ -1,4 +1,7 @@
-"""Finished runs as a table and a figure: `python -m benchmarks.study.results RESULTS --picture FILE.png`.
+"""Finished runs as tables and a figure: `python -m benchmarks.study.results RESULTS --page FILE.md --picture FILE.png`.
+
+Which methods make a table is in methods.yaml. The page's blocks `<!-- table NAME -->` are filled in; a test compares
+docs/comparison.md with the results, so that neither can rot.
 
 Every method at the end of its updates and, since methods differ in how much they generate, at the same number of
 generated tokens: the least that any of the reinforcement-learning runs used (accuracy interpolated between checks).
@@ -6,14 +9,18 @@ generated tokens: the least that any of the reinforcement-learning runs used (ac
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+import yaml
 from rich.console import Console
 
-from benchmarks.study.run import read_results
+from benchmarks.study.run import METHODS, read_results
+
+BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->\n)", re.S)
 
 
 def budget(results: list[dict[str, Any]]) -> int:
@@ -44,6 +51,19 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return sorted(made, key=lambda row: -row["hard"])
+
+
+def of_table(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The runs of one table of methods.yaml; of what the others are compared with only the seeds that they have."""
+    first, *others = yaml.safe_load(METHODS.read_text())["tables"][name]
+    chosen = [result for result in results if result["method"] in others]
+    seeds = {result["seed"] for result in chosen}
+    return [r for r in results if r["method"] == first and (not seeds or r["seed"] in seeds)] + chosen
+
+
+def fill(page: str, results: list[dict[str, Any]]) -> str:
+    """`page` with the table of these results in every block."""
+    return BLOCK.sub(lambda found: f"{found[1]}{markdown(of_table(results, found[2]))}\n{found[3]}", page)
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -98,15 +118,18 @@ def picture(results: list[dict[str, Any]], file: Path) -> None:
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with METHOD_seedN.json.")],
-    image: Annotated[Path | None, typer.Option("--picture", help="PNG to write.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown page whose tables are to be filled in.")] = None,
+    image: Annotated[Path | None, typer.Option("--picture", help="PNG to write: the table `comparison`.")] = None,
 ) -> None:
-    """Print the table (Markdown) and draw the curves."""
+    """Print the table (Markdown) of all runs, fill in the tables of a page, draw the curves."""
     results = read_results(folder)
     if not results:
         raise typer.BadParameter(f"{folder}: no METHOD_seedN.json; recipes/compare_cpu.sh writes them.")
     Console(width=200).print(markdown(results), markup=False, highlight=False)
+    if page:
+        page.write_text(fill(page.read_text(), results))
     if image:
-        picture(results, image)
+        picture(of_table(results, "comparison"), image)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def main(
     results.mkdir(parents=True, exist_ok=True)
     todo = [(method, seed) for seed in wanted_seeds for method in chosen]
     for number, (method, seed) in enumerate(todo, 1):
-        study = Study(out, method, seed, table["methods"][method], steps or table["steps"], table["rollouts"])
+        spec = table["methods"][method]
+        study = Study(out, method, seed, spec, steps or spec.get("steps", table["steps"]), table["rollouts"])
         target, head = results / f"{method}_seed{seed}.json", f"[{number}/{len(todo)}] {method}, seed {seed}"
         if target.exists():
             done = json.loads(target.read_text())
