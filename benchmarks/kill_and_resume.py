@@ -76,11 +76,12 @@ class Processes:
             psutil.wait_procs(alive, timeout=10)
 
 
-def start(testbed: Path, run: Path, steps: int) -> subprocess.Popen:
+def start(testbed: Path, run: Path, steps: int, *overrides: str) -> subprocess.Popen:
     command = ["bash", "recipes/testbed_cpu.sh", "prefix_rft", testbed, run, steps, 0]
     command += [f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}"]
     command += [f"actor_rollout_ref.rollout.n={ROLLOUTS}", "trainer.val_before_train=false", "trainer.test_freq=-1"]
     command += [f"trainer.save_freq={SAVE_EVERY}", "trainer.max_actor_ckpt_to_keep=2", "trainer.resume_mode=auto"]
+    command += overrides
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     out = (run.parent / f"{run.name}.out").open("a")
     environment = {**os.environ, "PATH": path}

@@ -149,3 +149,32 @@ def test_a_lost_a_doubled_and_a_changed_rollout_are_noticed(tmp_path):
     assert list(kills.differences(write("doubled", rows=[*rows[1:], rows[1]]), alone, 2))
     assert list(kills.differences(write("other", rows=[{**rows[0], "prefix_len": 2}, *rows[1:]]), alone, 2))
     assert list(kills.differences(write("gap", logged=(1,)), alone, 2))
+
+
+# --- long_run
+
+
+def test_growth_is_that_of_the_windows_after_warm_up_and_at_the_end():
+    bench = load("long_run")
+    samples = [
+        {"step": step, "memory": {"driver": 500.0 + min(step, 100) + (step > 900) * 7}} for step in range(0, 1001, 5)
+    ]
+    samples[30]["memory"]["driver"] = 9000.0  # one sample is not growth
+    samples[40]["memory"] = {}  # a process may be missing for a moment
+    assert bench.growth(samples, "driver", 100) == (600.0, 607.0)
+
+
+def test_memory_is_added_up_by_kind_of_process():
+    bench = load("long_run")
+    code = "import time; held = bytearray(50 * 2**20); print(flush=True); time.sleep(100)"
+    child = subprocess.Popen([sys.executable, "-c", f"{code}  # ray::WorkerDict"], stdout=subprocess.PIPE)
+    try:
+        child.stdout.readline()
+        processes = type("Fake", (), {"look": lambda self: [bench.psutil.Process(child.pid)]})()
+        found = bench.memory(processes)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert set(found) == {"training worker"}
+    assert 50 < found["training worker"] < 100

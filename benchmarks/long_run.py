@@ -1,0 +1,125 @@
+"""Memory over a long CPU run: does any process grow?
+
+    python -m benchmarks.long_run --testbed runs/quickstart/testbed_seed0 --out runs/long --steps 1000
+
+Every few seconds the memory that each process has for itself (USS) is noted with the step that the run has reached. At
+the end: a table and a picture of the medians after warm-up and at the end. Exit code 1 if driver, task runner (verl's
+trainer), training worker or agent loop grew by more than 5 %, if the rollout log holds more steps than it was asked to
+keep, or if the report cannot be made.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.kill_and_resume import VICTIMS, Processes, last_step, start
+
+KINDS = {
+    **VICTIMS,
+    "reward worker": "ray::RewardLoopWorker",
+    "TransferQueue": "ray::TransferQueueController",
+    "TransferQueue's store": "ray::SimpleStorageUnit",
+}
+#: what must not grow: the rest is Ray's, vLLM's and TransferQueue's
+OURS = ("driver", "task runner", "training worker", "agent loop")
+LIMIT, KEPT = 0.05, 100
+
+console = Console(highlight=False)
+
+
+def memory(processes: Processes) -> dict[str, float]:
+    """MB by kind of process."""
+    found: dict[str, float] = defaultdict(float)
+    for process in processes.look():
+        try:
+            command = " ".join(process.cmdline())
+            kind = next((kind for kind, part in KINDS.items() if part in command), None)
+            if kind:
+                found[kind] += process.memory_full_info().uss / 2**20
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def growth(samples: list[dict[str, Any]], kind: str, warm_up: int) -> tuple[float, float]:
+    """Median MB in the `warm_up` steps after as many steps, and in the last ones."""
+    last = max(sample["step"] for sample in samples)
+    windows = ((warm_up, 2 * warm_up), (last - warm_up, last))
+    first, end = (
+        statistics.median(s["memory"][kind] for s in samples if low <= s["step"] <= high and kind in s["memory"])
+        for low, high in windows
+    )
+    return first, end
+
+
+def picture(samples: list[dict[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for kind in KINDS:
+        points = [(sample["step"], sample["memory"][kind]) for sample in samples if kind in sample["memory"]]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=kind, linewidth=2 if kind in OURS else 1)
+    axes.set(xlabel="step", ylabel="memory of its own (USS), MB", ylim=(0, None))
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
+def main(
+    testbed: Annotated[Path, typer.Option(help="Made by `python -m data_prep.testbed`.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    steps: Annotated[int, typer.Option(min=20)] = 1000,
+    warm_up: Annotated[int, typer.Option(help="Steps before the first window, and of each window.", min=1)] = 100,
+    every: Annotated[float, typer.Option(help="Seconds between two samples.")] = 10.0,
+) -> None:
+    """Run, watch, compare."""
+    testbed, out = testbed.resolve(), out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    run, record, samples = out / "run", out / "memory.jsonl", []
+    process = start(testbed, run, steps, f"prefix.monitor.rollout_log_steps={KEPT}", "trainer.save_freq=100")
+    processes = Processes(process.pid)
+    with record.open("w") as lines:
+        while process.poll() is None:
+            time.sleep(every)
+            sample = {"step": last_step(run), "memory": memory(processes)}
+            if sample["memory"]:
+                samples.append(sample)
+                print(json.dumps(sample), file=lines, flush=True)
+                console.print(f"step {sample['step']}/{steps}", end="\r")
+    if process.returncode:
+        raise typer.BadParameter(f"{run} did not run to its end: see {run}.out.")
+    grown, table = [], Table("process", f"MB at steps {warm_up}-{2 * warm_up}", f"MB in the last {warm_up}", "growth")
+    for kind in KINDS:
+        if any(kind in sample["memory"] for sample in samples):
+            first, end = growth(samples, kind, warm_up)
+            table.add_row(kind, f"{first:.0f}", f"{end:.0f}", f"{end / first - 1:+.1%}")
+            if kind in OURS and end > first * (1 + LIMIT):
+                grown.append(kind)
+    console.print(table)
+    picture(samples, out / "memory.png")
+    kept = len(list((run / "rollouts").glob("*.jsonl")))
+    report = subprocess.run(
+        [Path(sys.executable).with_name("verl-prefix"), "report", run, "--out", out / "report.html"], check=False
+    )
+    console.print(f"rollout log: {kept} of {steps} steps kept | picture {out / 'memory.png'} | samples {record}")
+    raise typer.Exit(bool(grown or kept > KEPT or report.returncode))
+
+
+if __name__ == "__main__":
+    typer.run(main)
