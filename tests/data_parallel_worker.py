@@ -1,7 +1,9 @@
-"""One of N data-parallel workers: torchrun --nproc-per-node N tests/data_parallel_worker.py OUT.pt
+"""One of N workers: torchrun --nproc-per-node N tests/data_parallel_worker.py OUT.pt [WORKERS OF A SEQUENCE]
 
-FSDP2 on gloo shards a model whose only weights are the log-probabilities themselves; each worker trains on every Nth
-row, in micro-batches of its own, with the loss that verl's workers call. Worker 0 writes each case's whole gradient.
+FSDP2 on gloo shards a model whose only weights are the log-probabilities themselves; each data-parallel worker trains
+on its share of the rows, in micro-batches of its own, with the loss that verl's workers call. With more than one worker
+of a sequence (Ulysses), each of them has a part of the packed tokens, and verl's own functions cut and gather them.
+Worker 0 writes each case's whole gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from tensordict import TensorDict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from verl.utils import tensordict_utils as tu
+from verl.utils import ulysses
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
 from verl_prefix.config import PrefixConfig
@@ -71,13 +74,26 @@ def micro_batch(model: Policy, given: dict[str, torch.Tensor], rows: list[int], 
     tokens = int(given["length"].sum())
     tu.assign_non_tensor(data, dp_size=workers, batch_num_tokens=tokens, global_batch_size=ROWS)
     log_prob = model(rows)
-    return {"log_probs": nested(log_prob[i, : PROMPT + n] for i, n in enumerate(length))}, data
+    packed = torch.cat([log_prob[i, : PROMPT + n] for i, n in enumerate(length)])
+    return {
+        "log_probs": torch.nested.nested_tensor_from_jagged(through_ulysses(packed), data["input_ids"].offsets())
+    }, data
+
+
+def through_ulysses(packed: torch.Tensor) -> torch.Tensor:
+    """Only this worker's part of the tokens is its own; the others' come by verl's gather, as in its FSDP engine."""
+    group = ulysses.get_ulysses_sequence_parallel_group()
+    if group is None:
+        return packed
+    own, _, pad = ulysses.ulysses_pad_and_slice_inputs(packed[None], sp_size=dist.get_world_size(group))
+    return ulysses.gather_outputs_and_unpad(own[0], gather_dim=0, unpad_dim=0, padding_size=pad)
 
 
 def gradient(aggregation: str, rank: int, workers: int) -> torch.Tensor:
+    """Of data-parallel worker `rank` of `workers`."""
     model = Policy()
-    if workers > 1:
-        fully_shard(model, mesh=init_device_mesh("cpu", (workers,)))
+    if dist.get_world_size() > 1:
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     config = FSDPActorConfig(
         strategy="fsdp2",
         rollout_n=1,
@@ -94,14 +110,17 @@ def gradient(aggregation: str, rank: int, workers: int) -> torch.Tensor:
         output, data = micro_batch(model, given, rows, workers)
         worker_loss(config, output, data, prefix=prefix)[0].backward()
     found = model.logit.grad
-    return found.full_tensor() if workers > 1 else found
+    return found.full_tensor() if dist.get_world_size() > 1 else found
 
 
 def main() -> None:
     dist.init_process_group("gloo")
-    rank, workers = dist.get_rank(), dist.get_world_size()
+    sequence = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    mesh = init_device_mesh("cpu", (dist.get_world_size() // sequence, sequence), mesh_dim_names=("dp", "sp"))
+    ulysses.set_ulysses_sequence_parallel_group(mesh["sp"].get_group() if sequence > 1 else None)
+    rank, workers = mesh["dp"].get_local_rank(), mesh["dp"].size()
     found = {aggregation: gradient(aggregation, rank, workers) for aggregation in AGGREGATIONS}
-    if rank == 0:
+    if dist.get_rank() == 0:
         torch.save(found, sys.argv[1])
     dist.destroy_process_group()
 

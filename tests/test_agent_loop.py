@@ -112,6 +112,14 @@ def test_prefix_is_cut_on_ids_and_generation_goes_on_from_it(tokenizer):
         assert output.extra_fields["prefix"]["hit_limit"]
 
 
+def test_an_engine_that_generates_more_than_asked_for_is_cut_at_the_limit(tokenizer):
+    """verl's TensorRT-LLM server counts from the longest prompt, not from the end of the prefix."""
+    output = run(make(tokenizer, Server(answer=[ord("0")] * (LIMIT + 5))), **row())
+    assert output.prefix_len > 0
+    assert len(output.response_ids) == len(output.response_mask) == len(output.response_logprobs) == LIMIT
+    assert output.extra_fields["prefix"]["hit_limit"]
+
+
 def test_eos_stays_inside_the_limit(tokenizer):
     longest = "0" * (LIMIT - 1)  # with its EOS, exactly the limit
     server = Server(answer=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -120,6 +121,31 @@ def test_asynchronous_buffer_asks_for_prompts_through_the_attribute_that_the_tra
     from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
 
     assert "self.refill_fn(" in inspect.getsource(ReplayBufferAsync.wait_for_sampleable)
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        # the same call as in the FSDP engine, and a sum over micro-batches that Megatron divides by their number
+        (
+            "workers/engine/megatron/transformer_impl.py",
+            [
+                "loss, metrics = loss_function(model_output=model_output, data=data, dp_group=",
+                'scaled_loss = loss * data["num_micro_batch"]',
+                "tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())",
+            ],
+        ),
+        # a limit on the new tokens of a request, and the fields of its answer that the agent loop reads
+        (
+            "workers/rollout/sglang_rollout/async_sglang_server.py",
+            ['elif "max_tokens" in sampling_params:', "token_ids=token_ids,", "log_probs=log_probs,"],
+        ),
+    ],
+)
+def test_what_the_plugin_needs_of_engines_that_cannot_be_imported_here(file, parts):
+    source = (Path(importlib.import_module("verl").__file__).parent / file).read_text()
+    for part in parts:
+        assert part in source, f"{file} has moved; verl_prefix supports verl {SUPPORTED_VERL}"
 
 
 def test_ppo_loss_hands_the_policy_loss_what_it_needs():

@@ -1,4 +1,5 @@
-"""The loss on two and four data-parallel workers (FSDP2 on gloo, processes of their own) against one."""
+"""The loss on two and four workers (FSDP2 on gloo, processes of their own) against one: data-parallel, and with two
+workers of each sequence (Ulysses)."""
 
 from __future__ import annotations
 
@@ -17,21 +18,28 @@ WORKER = Path(__file__).with_name("data_parallel_worker.py")
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    def of(workers: int) -> dict[str, torch.Tensor]:
+    def of(workers: int, sequence: int) -> dict[str, torch.Tensor]:
         out = tmp_path_factory.mktemp("workers") / f"{workers}.pt"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
         done = subprocess.run(
-            [*command, str(WORKER), str(out)], env=environment, capture_output=True, text=True, timeout=300
+            [*command, str(WORKER), str(out), str(sequence)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return torch.load(out, weights_only=True)
 
-    return {workers: of(workers) for workers in (1, 2, 4)}
+    return {(workers, sequence): of(workers, sequence) for workers, sequence in [(1, 1), *SPLITS]}
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_the_gradient_is_that_of_one_worker(workers, gradients):
-    for aggregation, alone in gradients[1].items():
+SPLITS = [(2, 1), (4, 1), (2, 2), (4, 2)]
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda split: "workers_{}_of_a_sequence_{}".format(*split))
+def test_the_gradient_is_that_of_one_worker(split, gradients):
+    for aggregation, alone in gradients[1, 1].items():
         assert alone.abs().max() > 0
-        torch.testing.assert_close(gradients[workers][aggregation], alone, rtol=1e-9, atol=1e-12, msg=aggregation)
+        torch.testing.assert_close(gradients[split][aggregation], alone, rtol=1e-9, atol=1e-12, msg=aggregation)

@@ -72,24 +72,25 @@ class PrefixAgentLoop(AgentLoopBase):
         if draw is not None and draw.is_whole:
             return self._whole(kwargs, prompt_ids, draw, prefix_ids)
         metrics: dict[str, Any] = {}
+        room = self.response_length - len(prefix_ids)  # so that the policy's EOS always fits
         with simple_timer("generate_sequences", metrics):
             generated = await self.server_manager.generate(
                 request_id=f"det-{priority}" if self.full_determinism else uuid4().hex,
                 prompt_ids=prompt_ids + prefix_ids,
-                # The prefix counts against the limit, so that the policy's EOS always fits.
-                sampling_params={**sampling_params, "max_tokens": self.response_length - len(prefix_ids)},
+                sampling_params={**sampling_params, "max_tokens": room},
                 priority=int(priority),
             )
         metrics["num_preempted"] = generated.num_preempted if generated.num_preempted is not None else -1
 
-        continuation = list(generated.token_ids)
+        # verl's TensorRT-LLM server goes by a limit of its own, which knows of no prefix.
+        continuation = list(generated.token_ids[:room])
         response_ids = prefix_ids + continuation
         hit_limit = len(response_ids) >= self.response_length and response_ids[-1] != self.tokenizer.eos_token_id
         return self._output(
             prompt_ids,
             response_ids,
             prefix_len=len(prefix_ids),
-            log_probs=generated.log_probs,
+            log_probs=None if generated.log_probs is None else generated.log_probs[:room],
             record=prefix_record(draw, hit_limit=hit_limit, no_demonstration=draw is None and self._wanted(kwargs)),
             routed_experts=generated.routed_experts,
             metrics=metrics,
