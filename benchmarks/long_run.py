@@ -89,7 +89,11 @@ def main(
     every: Annotated[float, typer.Option(help="Seconds between two samples.")] = 10.0,
 ) -> None:
     """Run, watch, compare."""
+    if steps < 3 * warm_up:
+        raise typer.BadParameter(f"--steps {steps} leaves no room for warm-up and two windows of {warm_up} steps.")
     testbed, out = testbed.resolve(), out.resolve()
+    if (out / "run").exists():
+        raise typer.BadParameter(f"{out} has a run already; give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     run, record, samples = out / "run", out / "memory.jsonl", []
     process = start(testbed, run, steps, f"prefix.monitor.rollout_log_steps={KEPT}", "trainer.save_freq=100")

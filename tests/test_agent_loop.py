@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 
 import hydra.utils
@@ -110,6 +111,21 @@ def test_prefix_is_cut_on_ids_and_generation_goes_on_from_it(tokenizer):
         assert output.response_logprobs == [0.0] * draw.prefix_len + [-1.0] * (LIMIT - draw.prefix_len)
         assert output.extra_fields["prefix"]["ratio"] == draw.ratio
         assert output.extra_fields["prefix"]["hit_limit"]
+
+
+def test_without_log_probs_there_is_no_column_whichever_way_the_engine_says_so(tokenizer):
+    server = Server()
+    loop = make(tokenizer, server)
+    for none in (None, []):
+        server.generate = partial(_answer, none)
+        output = run(loop, **row())
+        assert output.prefix_len > 0
+        assert output.response_logprobs is None
+
+
+async def _answer(log_probs, *, sampling_params, **_):
+    ids = [ord("0")] * sampling_params["max_tokens"]
+    return SimpleNamespace(token_ids=ids, log_probs=log_probs, num_preempted=0, routed_experts=None, extra_fields={})
 
 
 def test_an_engine_that_generates_more_than_asked_for_is_cut_at_the_limit(tokenizer):

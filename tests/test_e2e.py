@@ -136,7 +136,6 @@ def test_asynchronous_trainer_keys_a_prefix_by_the_step_its_prompt_was_issued_at
         # a batch may be one policy behind; more would be another policy's
         assert metrics[CORRELATION] > (0.95 if metrics["training/off_policy/trajectory_staleness/max"] else 0.999)
         assert metrics["training/off_policy/trajectory_staleness/max"] <= 1
-        assert metrics["prefix/missing_rollouts"] == 0
         assert len(run.rollouts[step]) == 8 * 4
         demonstrated = {r["group"] for r in run.rollouts[step] if rows[r["row_index"]]["demos"]}
         assert {r["group"] for r in run.prefixed(step)} == demonstrated

@@ -321,6 +321,15 @@ def test_several_files_and_jsonl(tmp_path):
     assert data_check([write(tmp_path / "train.parquet", [["abc"]]), str(jsonl)]) == []
 
 
+def test_the_asynchronous_trainer_is_a_correct_run_and_several_updates_a_step_are_refused(config):
+    config.trainer.v1.trainer_mode = "prefix_colocate_async"
+    assert startup.check(config) == []
+    assert "trainer prefix_colocate_async" in startup.banner(config)
+    OmegaConf.update(config, "trainer.v1.colocate_async.parameter_sync_step", 2, force_add=True)
+    with pytest.raises(PrefixConfigError, match=r"colocate_async.parameter_sync_step=2.*ppo_mini_batch_size"):
+        startup.check(config)
+
+
 def test_main_ppo_stops_before_ray(tmp_path):
     """The real command line: an error within seconds, no Ray session, and the mend in the last lines."""
     train = write(tmp_path / "train.parquet", data_source=["x"])

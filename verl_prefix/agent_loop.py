@@ -90,7 +90,8 @@ class PrefixAgentLoop(AgentLoopBase):
             prompt_ids,
             response_ids,
             prefix_len=len(prefix_ids),
-            log_probs=None if generated.log_probs is None else generated.log_probs[:room],
+            # verl's asynchronous client answers [] where none were asked for
+            log_probs=list(generated.log_probs[:room]) if generated.log_probs else None,
             record=prefix_record(draw, hit_limit=hit_limit, no_demonstration=draw is None and self._wanted(kwargs)),
             routed_experts=generated.routed_experts,
             metrics=metrics,

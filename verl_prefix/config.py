@@ -316,8 +316,8 @@ class MonitorConfig(Section):
     )
     rollout_log_steps: int | None = option(
         None,
-        "Steps whose files stay in `trainer.rollout_data_dir`; older ones are deleted as the run goes on, those of an "
-        "earlier run in the same folder included. None: all.",
+        "Steps whose files stay in `trainer.rollout_data_dir`: as the run goes on, files of a lower number than its "
+        "newest steps' are deleted, whichever run wrote them. None: all stay.",
         low=1,
     )
 

@@ -31,7 +31,7 @@ class DemonstrationError(PrefixError, ValueError):
 
 
 class RolloutError(PrefixError, RuntimeError):
-    """A training step without a single rollout.
+    """A training step without a single rollout, or without a complete batch however often prompts are replaced.
 
     Usual causes: the rollout engine or the reward function fails on every request. The message names the step and where
     the cause is written.

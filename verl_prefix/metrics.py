@@ -30,7 +30,7 @@ _SIDES = {
 DESCRIPTIONS: dict[str, str] = {
     "prefix/rollout_share": "share of the batch's rollouts that have a prefix",
     "prefix/token_share": "share of the batch's response tokens that are prefix tokens",
-    "prefix/low": "lower bound low_t of the prefix ratio at this step, mean over prefixed rollouts",
+    "prefix/low": "lower bound low_t of the prefix ratio (at the step of issue), mean over prefixed rollouts",
     "prefix/high": "upper bound of the prefix ratio",
     "prefix/ratio/mean": "mean ratio of prefix length to demonstration length",
     "prefix/len/mean": "mean prefix length in tokens",
@@ -207,7 +207,8 @@ class CorrelationWatch:
                 f"step {step}: rollout and actor probabilities correlate at {float(value):.3f}, below "
                 f"prefix.monitor.min_probs_correlation={self.threshold}. The rollout engine does not sample from the "
                 "policy that is trained: check the weight synchronisation (tied embeddings on the CPU engine?), the "
-                "rollout's dtype and that both load the same tokenizer."
+                "rollout's dtype and that both load the same tokenizer. Under prefix_colocate_async the batch may be "
+                "too old instead: training/off_policy/trajectory_staleness/max."
             )
             warn(message)
         return True

@@ -17,7 +17,7 @@ def register_algorithms(core_algos: types.ModuleType) -> None:
 
 
 def register_trainer(trainer_sync: types.ModuleType) -> None:
-    """The trainer `prefix_sync` (verl's registration decorator runs on import)."""
+    """The trainers of `names.TRAINER_MODES` (verl's registration decorator runs on import)."""
     from verl_prefix import trainer  # noqa: F401
 
 

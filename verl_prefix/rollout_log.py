@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_prefix.faults import discard
+logger = logging.getLogger(__name__)
 
 PREFIXED, ON_POLICY, PADDING = "prefixed", "on_policy", "padding"
 
@@ -16,7 +17,10 @@ def delete_up_to(folder: Path, step: int) -> None:
     """Delete the log's files of `step` and of the steps before it."""
     for file in folder.glob("*.jsonl"):
         if file.stem.isdigit() and int(file.stem) <= step:
-            discard(file)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError:
+                logger.warning("%s could not be deleted", file, exc_info=True)
 
 
 def text_boundary(output: str, prefix: str) -> int:

@@ -42,7 +42,7 @@ from verl_prefix.sft_weight import entropy_factor, mini_batches, sft_row_weights
 logger = logging.getLogger(__name__)
 
 #: training batches of prompts that an asynchronous buffer may ask for again before one is complete
-MOST_REFILLED = 8
+MOST_REFILLED = 32
 
 
 class PrefixTrainer(PPOTrainer):
@@ -100,13 +100,12 @@ class PrefixTrainer(PPOTrainer):
         self, inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path, global_steps
     ) -> None:
         """In verl's thread for it, which would hand an error to a later step, and so end the run."""
+        kept, trainer = self.prefix.monitor.rollout_log_steps, self.config.trainer
+        if kept and dump_path == trainer.get("rollout_data_dir"):
+            rollout_log.delete_up_to(Path(dump_path), global_steps - kept)  # first, since the disk may be full
         try:
             super()._write_generations(inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path, global_steps)
             self._lost_rollouts.written()
-            if (kept := self.prefix.monitor.rollout_log_steps) and dump_path == self.config.trainer.get(
-                "rollout_data_dir"
-            ):
-                rollout_log.delete_up_to(Path(dump_path), global_steps - kept)
         except OSError as error:
             file = Path(dump_path) / f"{global_steps}.jsonl"
             self._lost_rollouts.add(len(inputs), file, error)
@@ -142,16 +141,17 @@ class PrefixTrainer(PPOTrainer):
         return super()._submit_batch_to_rollout(batch)
 
     def _move_intervals(self, batch: KVBatchMeta) -> None:
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "rm_scores", "extra_fields"]
-        )
+        names = ["uid", "index", "rm_scores", "extra_fields"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
         rewards = data["rm_scores"].sum(-1).tolist()
-        outcomes: dict[Any, list[tuple[float, float]]] = {}
-        for row, reward, fields in zip(_as_list(data["index"]), rewards, _as_list(data["extra_fields"]), strict=True):
+        columns_of_rows = (*(_as_list(data[name]) for name in ("uid", "index", "extra_fields")), rewards)
+        # by group: a batch can hold a row twice, at an epoch's end or in asynchronous mode
+        outcomes: dict[tuple, list[tuple[float, float]]] = {}
+        for uid, row, fields, reward in zip(*columns_of_rows, strict=True):
             if fields[RECORD]["demo_len"]:
-                outcomes.setdefault(row, []).append((fields[RECORD]["ratio"], reward))
+                outcomes.setdefault((uid, row), []).append((fields[RECORD]["ratio"], reward))
         self._intervals.update(
-            (row, pairs[0][0], sum(reward for _, reward in pairs) / len(pairs)) for row, pairs in outcomes.items()
+            (row, pairs[0][0], sum(reward for _, reward in pairs) / len(pairs)) for (_, row), pairs in outcomes.items()
         )
 
     def _save_checkpoint(self) -> None:
