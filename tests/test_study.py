@@ -188,7 +188,7 @@ def test_methods_are_compared_at_the_end_and_at_equal_tokens(tmp_path):
         result("sft", 1, point(0, 0, 0.0), point(10, 0, 0.5)),
     ]
     assert results.budget(runs) == 1000
-    first, second = results.rows(runs)
+    first, second = results.rows(runs, 1000)
     assert (first["method"], first["hard"], first["hard_range"]) == ("a", pytest.approx(0.6), (0.4, 0.8))
     assert first["hard_at"] == pytest.approx((0.4 + 0.4) / 2)  # the second run was half way
     assert (second["hard"], second["hard_at"]) == (0.5, 0.5)
@@ -216,6 +216,17 @@ def test_a_table_has_its_first_method_on_the_seeds_of_the_others():
     assert "old" not in filled
     assert "| `frozen` | 1 |" in filled
     assert results.fill(filled, [*runs, other]) == filled
+
+
+def test_tokens_until_the_mean_of_the_seeds_reaches_a_goal():
+    from benchmarks.study import results
+
+    runs = [result("prefix_rft", seed, point(0, 0, 0.0), point(10, 1000, hard)) for seed, hard in ((1, 0.9), (2, 0.7))]
+    assert results.tokens_until(runs, 0.7) == pytest.approx(875, abs=1)
+    assert results.tokens_until(runs, 0.99) == 1000
+    page = results.fill("<!-- table fewer_tokens -->\n<!-- end of table -->\n", runs)
+    assert "easy, hard at 0.00 M tokens" in page
+    assert "1.00, 0.70 |" in page
 
 
 def test_the_pages_tables_are_those_of_the_results():

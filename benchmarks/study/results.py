@@ -20,6 +20,8 @@ from rich.console import Console
 
 from benchmarks.study.run import METHODS, read_results
 
+#: tables that compare at the tokens after which their first method has this hard accuracy (mean of its seeds)
+GOALS = {"fewer_tokens": 0.7}
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->\n)", re.S)
 
 
@@ -29,14 +31,22 @@ def budget(results: list[dict[str, Any]]) -> int:
     return min((tokens for tokens in used if tokens), default=0)
 
 
+def tokens_until(results: list[dict[str, Any]], goal: float) -> int:
+    """Generated tokens after which the mean hard accuracy of these runs is `goal`; all they have if it never is."""
+    curves = [result["curve"] for result in results]
+    tokens = np.linspace(0, min(curve[-1]["tokens"] for curve in curves), 10_001)
+    reached = np.mean([[at_tokens(curve, "hard", t) for t in tokens] for curve in curves], axis=0) >= goal
+    return int(tokens[reached.argmax()] if reached.any() else tokens[-1])
+
+
 def at_tokens(curve: list[dict[str, Any]], kind: str, tokens: float) -> float:
     """Accuracy after `tokens` generated tokens; a method that generates fewer has its last."""
     return float(np.interp(tokens, [p["tokens"] for p in curve], [p[kind] for p in curve]))
 
 
-def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a method: means over its seeds, with the range of hard accuracy."""
-    made, equal = [], budget(results)
+def rows(results: list[dict[str, Any]], equal: int) -> list[dict[str, Any]]:
+    """One row a method: means over its seeds, with the range of hard accuracy; also after `equal` generated tokens."""
+    made = []
     for method in sorted({result["method"] for result in results}):
         curves = [result["curve"] for result in results if result["method"] == method]
         last = {key: [curve[-1][key] for curve in curves] for key in ("easy", "hard", "updates", "tokens", "seconds")}
@@ -63,15 +73,24 @@ def of_table(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def fill(page: str, results: list[dict[str, Any]]) -> str:
     """`page` with the table of these results in every block."""
-    return BLOCK.sub(lambda found: f"{found[1]}{markdown(of_table(results, found[2]))}\n{found[3]}", page)
+
+    def block(found: re.Match) -> str:
+        chosen, equal = of_table(results, found[2]), None
+        if found[2] in GOALS:
+            first = chosen[0]["method"]
+            equal = tokens_until([result for result in chosen if result["method"] == first], GOALS[found[2]])
+        return f"{found[1]}{markdown(chosen, equal)}\n{found[3]}"
+
+    return BLOCK.sub(block, page)
 
 
-def markdown(results: list[dict[str, Any]]) -> str:
-    """The table, as Markdown."""
+def markdown(results: list[dict[str, Any]], equal: int | None = None) -> str:
+    """The table, as Markdown; `equal`: the tokens of its last column, by default `budget`."""
+    equal = budget(results) if equal is None else equal
     head = ["method", "seeds", "easy", "hard (range)", "updates", "generated tokens", "minutes of training"]
-    head.append(f"easy, hard at {budget(results) / 1e6:.2f} M tokens")
+    head.append(f"easy, hard at {equal / 1e6:.2f} M tokens")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
-    for row in rows(results):
+    for row in rows(results, equal):
         low, high = row["hard_range"]
         spread = f" ({low:.2f}-{high:.2f})" if row["seeds"] > 1 else ""
         cells = [f"`{row['method']}`", str(row["seeds"]), f"{row['easy']:.2f}", f"{row['hard']:.2f}{spread}"]
@@ -87,7 +106,7 @@ def picture(results: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    methods = [row["method"] for row in rows(results)]
+    methods = [row["method"] for row in rows(results, 0)]
     axes_of = (
         ("updates", 1, "updates"),
         ("tokens", 1e6, "generated tokens (M)"),
