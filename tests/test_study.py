@@ -14,6 +14,7 @@ from benchmarks.study import run, tune
 from verl_prefix.config import PrefixConfig
 
 PAGE = Path(run.ROOT) / "docs/comparison.md"
+README = Path(run.ROOT) / "README.md"
 RESULTS = Path(run.ROOT) / "benchmarks/study/results"
 
 
@@ -229,11 +230,13 @@ def test_tokens_until_the_mean_of_the_seeds_reaches_a_goal():
     assert "1.00, 0.70 |" in page
 
 
-def test_the_pages_tables_are_those_of_the_results():
+@pytest.mark.parametrize("page", [PAGE, README], ids=lambda file: file.name)
+def test_the_pages_tables_are_those_of_the_results(page):
     from benchmarks.study import results
 
-    assert results.fill(PAGE.read_text(), run.read_results(RESULTS)) == PAGE.read_text(), (
-        "python -m benchmarks.study.results benchmarks/study/results --page docs/comparison.md"
+    assert "<!-- table comparison -->" in page.read_text()
+    assert results.fill(page.read_text(), run.read_results(RESULTS)) == page.read_text(), (
+        f"python -m benchmarks.study.results benchmarks/study/results --page {page.name}"
     )
 
 

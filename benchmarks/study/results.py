@@ -1,7 +1,9 @@
-"""Finished runs as tables and a figure: `python -m benchmarks.study.results RESULTS --page FILE.md --picture FILE.png`.
+"""Finished runs as tables and a figure:
+
+    python -m benchmarks.study.results RESULTS --page README.md --page docs/comparison.md --picture docs/comparison.png
 
 Which methods make a table is in methods.yaml. The page's blocks `<!-- table NAME -->` are filled in; a test compares
-docs/comparison.md with the results, so that neither can rot.
+both pages with the results, so that neither can rot.
 
 Every method at the end of its updates and, since methods differ in how much they generate, at the same number of
 generated tokens: the least that any of the reinforcement-learning runs used (accuracy interpolated between checks).
@@ -137,7 +139,7 @@ def picture(results: list[dict[str, Any]], file: Path) -> None:
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with METHOD_seedN.json.")],
-    page: Annotated[Path | None, typer.Option(help="Markdown page whose tables are to be filled in.")] = None,
+    page: Annotated[list[Path] | None, typer.Option(help="Markdown page whose tables are to be filled in.")] = None,
     image: Annotated[Path | None, typer.Option("--picture", help="PNG to write: the table `comparison`.")] = None,
 ) -> None:
     """Print the table (Markdown) of all runs, fill in the tables of a page, draw the curves."""
@@ -145,8 +147,8 @@ def main(
     if not results:
         raise typer.BadParameter(f"{folder}: no METHOD_seedN.json; recipes/compare_cpu.sh writes them.")
     Console(width=200).print(markdown(results), markup=False, highlight=False)
-    if page:
-        page.write_text(fill(page.read_text(), results))
+    for file in page or []:
+        file.write_text(fill(file.read_text(), results))
     if image:
         picture(of_table(results, "comparison"), image)
 
