@@ -6,6 +6,7 @@
 #   PRESET=prefix_rft_no_clip, or _frozen, _static, _top50, _top80, _random, _bottom, _uniform, _10_percent, _shared
 #   1 % of the demonstrations: PRESET=prefix_rft_10_percent and the override prefix.demonstrations.demo_ratio=0.01
 #   weaker demonstrations: TRAIN=a file with others
+# Seven prefixes of eight rollouts and an SFT term, ours (docs/comparison.md): PRESET=prefix_rft_sft
 set -euo pipefail
 
 # ---- edit here (data and output: common.sh) ----
