@@ -99,10 +99,10 @@ def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
             "this preset needs prefix_sync (the default) or prefix_colocate_async: verl's trainers with prefixes. "
             "separate_async is not supported: no weight transfer of its runs without GPUs, so it could not be tested.",
         )
-    updates = OmegaConf.select(config, f"trainer.v1.{TRAINER_MODES[trainer.v1.trainer_mode]}.parameter_sync_step")
-    if updates not in (None, 1):
+    key = f"trainer.v1.{TRAINER_MODES[trainer.v1.trainer_mode]}.parameter_sync_step"
+    if (updates := OmegaConf.select(config, key)) not in (None, 1):
         raise PrefixConfigError(
-            f"trainer.v1.{TRAINER_MODES[trainer.v1.trainer_mode]}.parameter_sync_step",
+            key,
             updates,
             "a step of several updates is not supported; remove it, or lower actor.ppo_mini_batch_size.",
         )

@@ -18,6 +18,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.study.tune import composed, read
+
 FOLDER = Path(__file__).parent
 PUBLISHED, GOAL = "published", 0.7
 
@@ -25,22 +27,13 @@ PUBLISHED, GOAL = "published", 0.7
 def run(testbed: Path, seed: int, candidate: dict[str, Any]) -> dict[str, Any]:
     """One run of the stand-in; its curve."""
     import torch
-    import verl  # noqa: F401  the plugin
-    from hydra import compose, initialize_config_module
 
-    from benchmarks.study.standin import RESPONSE_LENGTH, StandIn
+    from benchmarks.study.standin import StandIn
 
     torch.set_num_threads(1)
     standin = StandIn(testbed, seed, candidate["lr"])
-    overrides = ["+prefix=prefix_rft", f"prefix.seed={seed}", f"data.max_response_length={RESPONSE_LENGTH}"]
-    overrides += ["actor_rollout_ref.rollout.n=8", *candidate["overrides"]]
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        standin.rl(compose("ppo_trainer", overrides=overrides), candidate["steps"])
+    standin.rl(composed("prefix_rft", seed, candidate["overrides"]), candidate["steps"])
     return asdict(standin.curve)
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
 def budget(entries: list[dict[str, Any]]) -> float:

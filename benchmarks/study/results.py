@@ -37,13 +37,13 @@ def tokens_until(results: list[dict[str, Any]], goal: float) -> int:
     """Generated tokens after which the mean hard accuracy of these runs is `goal`; all they have if it never is."""
     curves = [result["curve"] for result in results]
     tokens = np.linspace(0, min(curve[-1]["tokens"] for curve in curves), 10_001)
-    reached = np.mean([[at_tokens(curve, "hard", t) for t in tokens] for curve in curves], axis=0) >= goal
+    reached = np.mean([at_tokens(curve, "hard", tokens) for curve in curves], axis=0) >= goal
     return int(tokens[reached.argmax()] if reached.any() else tokens[-1])
 
 
-def at_tokens(curve: list[dict[str, Any]], kind: str, tokens: float) -> float:
+def at_tokens(curve: list[dict[str, Any]], kind: str, tokens: Any) -> Any:
     """Accuracy after `tokens` generated tokens; a method that generates fewer has its last."""
-    return float(np.interp(tokens, [p["tokens"] for p in curve], [p[kind] for p in curve]))
+    return np.interp(tokens, [p["tokens"] for p in curve], [p[kind] for p in curve])
 
 
 def rows(results: list[dict[str, Any]], equal: int) -> list[dict[str, Any]]:

@@ -36,13 +36,23 @@ def score(entry: dict[str, Any]) -> float:
     return sum(sum(curve[kind][-2:]) / len(curve[kind][-2:]) for kind in ("easy", "hard")) / 2
 
 
-def run(testbed: Path, seed: int, grid: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """One run of the stand-in; its line of the output."""
-    import torch
+def composed(preset: str, seed: int, overrides: list[str]) -> Any:
+    """verl's configuration of a run on the testbed."""
     import verl  # noqa: F401  the plugin
     from hydra import compose, initialize_config_module
 
-    from benchmarks.study.standin import RESPONSE_LENGTH, StandIn
+    from benchmarks.study.standin import RESPONSE_LENGTH
+
+    common = [f"+prefix={preset}", f"prefix.seed={seed}", f"data.max_response_length={RESPONSE_LENGTH}"]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=[*common, "actor_rollout_ref.rollout.n=8", *overrides])
+
+
+def run(testbed: Path, seed: int, grid: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """One run of the stand-in; its line of the output."""
+    import torch
+
+    from benchmarks.study.standin import StandIn
 
     torch.set_num_threads(1)
     spec, steps, begin = grid["methods"][point["method"]], grid["steps"], time.monotonic()
@@ -54,16 +64,8 @@ def run(testbed: Path, seed: int, grid: dict[str, Any], point: dict[str, Any]) -
         standin.sft(sft_steps)
     if sft_steps < steps:
         standin.restart_optimizer(lr)
-        overrides = [
-            f"+prefix={spec['preset']}",
-            f"prefix.seed={seed}",
-            f"data.max_response_length={RESPONSE_LENGTH}",
-            "actor_rollout_ref.rollout.n=8",
-            *spec.get("overrides", []),
-            *(f"{key}={value}" for key, value in knob.items()),
-        ]
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            standin.rl(compose("ppo_trainer", overrides=overrides), steps - sft_steps)
+        overrides = [*spec.get("overrides", []), *(f"{key}={value}" for key, value in knob.items())]
+        standin.rl(composed(spec["preset"], seed, overrides), steps - sft_steps)
     return {**point, "seed": seed, "curve": asdict(standin.curve), "seconds": round(time.monotonic() - begin, 1)}
 
 
