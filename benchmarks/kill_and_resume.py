@@ -133,7 +133,7 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
 
 def rollouts(run: Path) -> dict[int, list[dict]]:
     files = (run / "rollouts").glob("*.jsonl")
-    return {int(f.stem): [json.loads(line) for line in f.read_text().splitlines()] for f in files}
+    return {int(f.stem): [json.loads(line) for line in f.read_bytes().splitlines()] for f in files}
 
 
 def differences(run: Path, alone: Path, steps: int) -> Iterable[str]:

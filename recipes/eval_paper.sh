@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The evaluation of Prefix-RFT (arXiv 2507.01679): T = 0.6, 8192 tokens; avg@32 on AIME24, AIME25 and AMC, one sample a
 # problem on the others. Converts each set once, then samples on every GPU of this machine. Killed: run it again.
-#   MODEL=runs/prefix_rft/checkpoints/global_step_500/actor/merged bash recipes/eval_paper.sh [options of verl-prefix eval]
+#   MODEL=runs/prefix_rft/checkpoints/global_step_500/merged bash recipes/eval_paper.sh [options of verl-prefix eval]
 # Not run by this project (no GPU, no hub); what it calls is tested.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -35,6 +35,7 @@ def metrics(step: int, last: int, seed: int, best: float, prefixes: bool) -> dic
             "prefix/high": 0.95,
             "prefix/ratio/mean": (low + 0.95) / 2 + noise / 3,
             "prefix/prefix_entropy": 0.5 - 0.2 * done,
+            "prefix/entropy_clip_kept": 0.2 + noise / 5,
             "prefix/clipfrac": abs(noise) / 3,
             "prefix/groups_without_signal": 0.5 - 0.4 * done + noise,
         }
@@ -71,6 +72,9 @@ def rollout(step: int, number: int, session: int, output: str | None = None, **c
         "prefix_ratio": 0.4 if prefix else 0.0,
         "hit_limit": False,
         "trained": True,
+        "advantages": [[end, value] for end, value in ((3 if prefix > 3 else 0, 0.0), (len(text), 0.75)) if end]
+        if prefix
+        else [[len(text), -0.25]] * bool(text),
     } | changes
 
 

@@ -92,6 +92,15 @@ def test_errors_name_folder_and_mend(tmp_path):
         comparison.results(comparison.find_runs([run])[0])
 
 
+def test_a_runs_rl_phase_stands_for_it(folders, tmp_path):
+    for run in folders[:2]:
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "rl").symlink_to(run)
+        (tmp_path / run.name / "sft").mkdir()
+    expected = comparison.over_seeds(hard(folders[:2]))
+    assert comparison.over_seeds(hard([tmp_path / run.name for run in folders[:2]])) == expected
+
+
 def test_the_table(folders):
     done = CliRunner().invoke(app, ["compare", *map(str, folders)], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output

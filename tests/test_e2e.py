@@ -87,6 +87,23 @@ def test_entropy_clip_and_reward_reach_the_advantages(prefix_run):
     assert prefix_run.metrics[1]["on_policy/reward"] < 0.5
 
 
+def test_the_rollout_log_has_the_advantages_of_each_token(prefix_run):
+    for step, rollouts in prefix_run.rollouts.items():
+        scores, updated = {}, 0
+        for rollout in rollouts:
+            scores.setdefault(rollout["group"], []).append(rollout["score"])
+        for rollout in rollouts:
+            advantage = rollout["score"] - sum(scores[rollout["group"]]) / 4
+            assert rollout["advantages"][-1] == [len(rollout["output"]), pytest.approx(advantage, abs=1e-4)]
+            begin = 0
+            for end, value in rollout["advantages"]:
+                assert value == pytest.approx(0 if value == 0 else advantage, abs=1e-4)
+                updated += (min(end, rollout["prefix_chars"]) - min(begin, rollout["prefix_chars"])) * (value != 0)
+                begin = end
+        given = sum(rollout["prefix_chars"] for rollout in rollouts)
+        assert updated / given == pytest.approx(prefix_run.metrics[step]["prefix/updated_share"])
+
+
 def test_no_prefix_in_validation(prefix_run):
     # With a prefix of 95 % the hard problems would be solved, as the training rollouts of the same step are.
     assert prefix_run.metrics[0]["val-core/chain_hard/acc/mean@1"] == pytest.approx(0.0, abs=0.02)

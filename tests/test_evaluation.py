@@ -695,6 +695,24 @@ def test_verls_dump_goes_through_the_same_estimator(write, model, dump, tmp_path
     assert sets(tmp_path / "out")[validation.ALL]["problems"] == 1
 
 
+def test_an_evaluation_is_not_overwritten_by_one_of_a_dump(dump, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/header.json").write_text("{}")
+    folder = dump([("u-0", 0, 0, rows_of("a", 1)[0], 1.0)])
+    done = run("--validation", folder, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "Choose another folder" in done.output
+    assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_line_ends_of_text_do_not_end_a_line_of_the_dump(dump):
+    file = dump([("u", 0, 0, rows_of("a", 1)[0], 1.0)]) / "4.jsonl"
+    entry = {**json.loads(file.read_bytes()), "output": "a\u2028b\u2029c\x85d"}
+    file.write_bytes(json.dumps(entry, ensure_ascii=False).encode() + b"\n")  # as verl writes them
+    (record,) = validation.read(file)
+    assert record["grade"]["output"] == entry["output"]
+
+
 def test_rollouts_that_verl_lost_are_reported(write, model, dump, tmp_path):
     a = rows_of("a", 2)
     folder = dump([("u-0", s, 0, a[0], 1.0) for s in range(4)] + [("u-1", 0, 0, a[1], -1.0)])

@@ -10,12 +10,12 @@ import http.server
 import json
 import os
 import re
-import shutil
-import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Browser
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import rollout, write_rollouts, write_run
@@ -108,8 +108,8 @@ def test_everything_is_kept_if_it_fits(tmp_path):
     group = next(g for g in found.groups if g["row"] == "1")
     assert (group["prompt"], group["truth"]) == ("1agbhci=", "48A800")
     assert group["rollouts"][0][:8] == [0, "prefixed", 0.0, 8, 20, 0.4, 0, 1]
-    assert group["rollouts"][0][8:] == ["a4g8bAh8", "c0i0\\boxed{48A800}"]
-    assert group["rollouts"][1][8:] == ["", "a4g8bAh8c0i0\\boxed{48A801}"]
+    assert group["rollouts"][0][8:] == [["a4g", 0, "8bAh8", 0.75], ["c0i0\\boxed{48A800}", 0.75]]
+    assert group["rollouts"][1][8:] == [[], ["a4g8bAh8c0i0\\boxed{48A801}", -0.25]]
 
 
 @pytest.mark.parametrize("budget", [0, 3_000, 30_000, 300_000])
@@ -136,9 +136,51 @@ def test_steps_are_taken_evenly():
 
 def test_prefix_characters_are_code_points_and_controls_are_spelled_out(tmp_path):
     text = "𝟜𝟜\u202e𝟜x\ud800\x1b[31m"
-    write_rollouts(tmp_path, 1, [rollout(1, 0, 0, text, prefix_chars=4)])
+    write_rollouts(
+        tmp_path,
+        1,
+        [rollout(1, 0, s, text, prefix_chars=4, advantages=a) for s, a in enumerate(([], [[2, 0.5], [11, 1]]))],
+    )
     (group,) = rollouts.sample(tmp_path, BUDGET).groups
     assert group["rollouts"][0][8:] == ["𝟜𝟜\\u202e𝟜", "x\\ud800\\x1b[31m"]
+    assert group["rollouts"][1][8:] == [["𝟜𝟜", 0.5, "\\u202e𝟜", 1], ["x\\ud800\\x1b[31m", 1]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3000), st.sampled_from([-1.0, 0.0, 0.5])), max_size=8).flatmap(
+        lambda spans: st.tuples(st.just(spans), st.integers(0, sum(n for n, _ in spans)))
+    )
+)
+def test_shaded_parts_are_the_text_with_its_advantages(case):
+    spans, boundary = case
+    length = sum(n for n, _ in spans)
+    text = "".join(chr(0x4E00 + i % 20000) for i in range(length))
+    ends = [sum(n for n, _ in spans[: k + 1]) for k in range(len(spans))]
+    values = [value for n, value in spans for _ in range(n)]
+    found = rollouts._parts(
+        text, boundary, rollouts._spans(list(zip(ends, (v for _, v in spans), strict=True)), length)
+    )
+    at = 0
+    for part, whole in zip(found, (text[:boundary], text[boundary:]), strict=True):
+        if isinstance(part, str):
+            assert not spans
+            continue
+        kept = [(t, v) for t, v in zip(part[::2], part[1::2], strict=True) if v is not None]
+        if len(whole) <= rollouts.HEAD + rollouts.TAIL:
+            assert "".join(t for t, _ in kept) == whole
+        else:
+            assert "".join(t for t, _ in kept) == whole[: rollouts.HEAD] + whole[-rollouts.TAIL :]
+            assert sum(v is None for v in part[1::2]) == 1
+        for piece, value in kept:
+            begin = at + whole.index(piece)
+            assert set(values[begin : begin + len(piece)]) == {value}
+        at += len(whole)
+
+
+@pytest.mark.parametrize("bad", [None, 3, "x", [[1]], [["a", 1]], [[2, 1], [1, 1]], [[-1, 0], [4, 0]], [[9, 1]],
+                                 [[4, float("nan")]], [[float("inf"), 1]], {"4": 1}])  # fmt: skip
+def test_advantages_that_are_not_those_of_the_text_are_left_out(bad):
+    assert rollouts._spans(bad, 4) == []
 
 
 def test_broken_lines_and_values_are_survived(tmp_path):
@@ -254,7 +296,16 @@ def hostile_run(folder, port=9):
         folder / "a_seed1", steps=3, every=1, logged=0, config={"note": bad, bad: 1, "x": {"HF_TOKEN": bad}}
     )
     texts = {"input": bad, "gts": bad, "role": bad, "group": bad, "row_index": bad}
-    write_rollouts(run / "rollouts", 1, [rollout(1, 0, s, bad, prefix_chars=40, **texts) for s in range(3)])
+    write_rollouts(
+        run / "rollouts",
+        1,
+        [
+            rollout(1, 0, s, bad, prefix_chars=40, **more, **texts)
+            for s, more in enumerate(
+                ({"advantages": [[bad, bad]]}, {"advantages": [[40, 0.0], [50, 0.5], [len(bad), -0.5]]}, {})
+            )
+        ],
+    )
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     metrics[-1]["data"] |= {f"val-core/{bad}/acc/mean@1": 0.5}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
@@ -270,6 +321,7 @@ def test_hostile_text_is_inert_data(tmp_path):
     (group,) = [g for g in found.content()["groups"] if g[0] == 0]
     shown = group[5][0][9]
     assert "<img src=http" in shown
+    assert "<img src=http" in "".join(map(str, group[5][1][9]))
     assert "\\u202egnp.exe\\u2066\\u2028\\u2029\\x00\\x1b[2J" in shown
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u2028\u2029\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
     json_block = next(raw for _, attrs, raw in found.raw if attrs.get("id") == "data")
@@ -335,19 +387,38 @@ def test_size_is_bounded_at_1000_steps_of_1024_rollouts(large):
 
 # ---- in a browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: of the first element of a selector: its text's colour, or the one behind it, as [red, green, blue] of 0 to 255
+COLOURS = """(() => {
+  const read = (text) => {
+    const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+    canvas.fillStyle = text;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  let node = document.querySelector('%s');
+  const style = getComputedStyle(node);
+  if ('%s' === 'ink') return read(node.namespaceURI.includes('svg') ? style.fill : style.color).slice(0, 3);
+  while (node && read(getComputedStyle(node).backgroundColor)[3] < 255) node = node.parentElement;
+  return node ? read(getComputedStyle(node).backgroundColor).slice(0, 3) : [255, 255, 255];
+})()"""
 
 
-def browse(file, tmp_path, wait_ms=4000):
-    """The document as headless Chromium has it after its scripts ran."""
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--timeout={wait_ms}", "--dump-dom", file.as_uri()],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "LANG": "C.UTF-8"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def contrast(one, other):
+    """WCAG 2.1's ratio of two colours: 4.5 is asked of text."""
+
+    def luminance(colour):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def browse(file, tmp_path, wait=4.0):
+    """The document as Chromium has it after its scripts ran, or after `wait` seconds."""
+    with Browser(tmp_path / "profile") as tab:
+        tab.open(file, wait=wait)
+        return tab.js("document.documentElement.outerHTML")
 
 
 @contextlib.contextmanager
@@ -374,10 +445,8 @@ def listening():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium); .ci/run installs it")
 class TestInABrowser:
-    # where there is no browser, the checks of the HTML above are all there is
-    __test__ = CHROMIUM is not None
-
     def test_hostile_text_runs_nothing_and_loads_nothing(self, tmp_path):
         with listening() as (port, asked):
             file = tmp_path / "report.html"
@@ -395,6 +464,7 @@ class TestInABrowser:
             '<mark title="prefix, from the demonstration">&lt;/script&gt;&lt;script&gt;document.documentElemen</mark>'
             in dom
         )
+        assert dom.count('<span class="up s4" title="advantage +0.5">') == 1
 
     def test_the_trap_works(self, tmp_path):
         """The same text in a page without the defences does run and does load: the test above can fail."""
@@ -415,6 +485,59 @@ class TestInABrowser:
             assert asked == []
         assert "data-hostile" not in re.search(r"<html[^>]*>", dom)[0]
 
+    def test_filters_and_pages(self, tmp_path):
+        """What the controls say is what is shown."""
+        names = [write_run(tmp_path / f"a_seed{seed}", steps=4, groups=6, size=4, seed=seed) for seed in (1, 2)]
+        (tmp_path / "report.html").write_text(page.build(runs(*names), BUDGET)[0])
+        count = "document.querySelector('[role=status].soft').textContent"
+        titles = "[...document.querySelectorAll('.group h3')].map((h) => h.textContent)"
+        control = "[...document.querySelectorAll('label')].find((l) => l.firstChild.textContent === '{}').children[0]"
+
+        def choose(tab, label, value, event="change"):
+            found = control.format(label)
+            tab.js(f"{found}.value = {value!r}; {found}.dispatchEvent(new Event('{event}'))")
+
+        def press(tab, words):
+            tab.js(f"[...document.querySelectorAll('button')].find((b) => b.textContent.includes('{words}')).click()")
+
+        with Browser(tmp_path / "profile") as tab:
+            tab.open(tmp_path / "report.html")
+            assert tab.js(count) == "48 groups, page 1 of 10"
+            first = tab.js(titles)
+            press(tab, "Next")
+            assert tab.js(count) == "48 groups, page 2 of 10"
+            assert len(first) == len(tab.js(titles)) == 5
+            assert first != tab.js(titles)
+            choose(tab, "run", "1")
+            assert tab.js(count) == "24 groups, page 1 of 5"
+            choose(tab, "step", "3")
+            assert tab.js(count) == "6 groups, page 1 of 2"
+            assert all("a_seed2 · step 3" in title for title in tab.js(titles))
+            choose(tab, "prompt", "4", "input")
+            assert tab.js(count) == "1 group, page 1 of 1"
+            press(tab, "This prompt at all steps")
+            assert tab.js(count) == "4 groups, page 1 of 1"
+            assert tab.js("document.querySelectorAll('.rollout').length") == 16
+            choose(tab, "role", "prefixed")
+            assert tab.js("document.querySelectorAll('.rollout.other').length") == 12
+            choose(tab, "score", "2", "input")  # at least 2: none has it
+            assert tab.js(count) == "0 groups, page 1 of 1"
+
+    @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+    @pytest.mark.parametrize("width", [360, 1600])
+    def test_it_fits_the_window_and_is_legible(self, tmp_path, width, dark):
+        names = [write_run(tmp_path / f"a_rather_long_name_of_a_method_seed{s}", steps=8, seed=s) for s in (1, 2)]
+        names.append(write_run(tmp_path / "grpo_seed1", steps=8, prefixes=False, config={"data": {"seed": 7}}))
+        (tmp_path / "report.html").write_text(page.build(runs(*names), BUDGET)[0])
+        with Browser(tmp_path / "profile") as tab:
+            tab.open(tmp_path / "report.html", width=width, dark=dark)
+            assert tab.js("document.documentElement.scrollWidth") <= width
+            for selector in ("body", "p.soft", ".tag", "mark", ".up", ".down", "td", "svg text", "button"):
+                ink, ground = (tab.js(COLOURS % (selector, what)) for what in ("ink", "ground"))
+                assert contrast(ink, ground) >= 4.5, (selector, ink, ground)
+            if folder := os.environ.get("REPORT_PICTURES"):  # for a look at them
+                tab.picture(Path(folder) / f"{width}_{'dark' if dark else 'light'}.png")
+
     def test_the_large_report_opens_in_under_3_seconds(self, large, tmp_path):
-        root = re.search(r"<html[^>]*>", browse(large[0], tmp_path, wait_ms=20_000))[0]
+        root = re.search(r"<html[^>]*>", browse(large[0], tmp_path, wait=20))[0]
         assert int(re.search(r'data-ready="(\d+)"', root)[1]) < 3000

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from verl_prefix.rollout_log import columns, delete_up_to, text_boundary
+from verl_prefix.rollout_log import advantage_spans, columns, delete_up_to, text_boundary
 
 
 @pytest.mark.parametrize(
@@ -31,12 +33,13 @@ def test_columns_follow_the_order_of_the_keys():
         "ratio": torch.tensor([0.0, 0.25, 0.25]),
         "hit_limit": torch.tensor([True, False, False]),
         "trained": torch.tensor([False, True, False]),
+        "advantages": [torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.25, 0.25]), torch.zeros(0)],
     }
     log = columns(
         keys=["u_1_0", "u_0_0", "pad_0_0"],
         rows=[0, 1, 2],
         outputs=["ab", "cde", ""],
-        prefix_ids=[[], [99, 100], []],
+        response_ids=[[], [99, 100, 101], []],
         row_index=[7, 7, 7],
         step_columns=step_columns,
         decode=lambda ids: "".join(map(chr, ids)),
@@ -50,7 +53,51 @@ def test_columns_follow_the_order_of_the_keys():
     assert log["demo_len"] == [0, 9, 0]
     assert log["hit_limit"] == [True, False, False]
     assert log["trained"] == [False, True, False]
+    assert log["advantages"] == [[[2, 0.5]], [[1, 0.0], [3, 0.25]], []]
     assert {len(values) for values in log.values()} == {3}
+
+
+class ByteTokenizer:
+    """A token is a byte of UTF-8; byte 0 is a special token, which a decoded text has not."""
+
+    def __call__(self, ids):
+        return bytes(i for i in ids if i).decode(errors="replace")
+
+
+class StrippingTokenizer:
+    """A token is a character; what is decoded loses a space at its head."""
+
+    def __call__(self, ids):
+        return "".join(map(chr, ids)).removeprefix(" ")
+
+
+@given(st.text(alphabet="ab é漢𝟜", max_size=12), st.data())
+def test_spans_of_advantages_end_where_their_tokens_do(text, data):
+    ids = [*text.encode(), 0]
+    advantages = data.draw(st.lists(st.sampled_from([0.0, 0.5, -1.0]), min_size=len(ids), max_size=len(ids)))
+    spans = advantage_spans(advantages, text, ids, ByteTokenizer())
+    assert [end for end, _ in spans] == sorted({end for end, _ in spans})
+    assert (spans[-1][0] if spans else 0) == len(text)
+    shown = [
+        value for (begin, _), (end, value) in zip([(0, 0), *spans], spans, strict=False) for _ in range(end - begin)
+    ]
+    at = 0
+    for character, value in zip(text, shown, strict=True):
+        size = len(character.encode())
+        assert value in advantages[at : at + size]  # of one of the character's tokens
+        at += size
+
+
+def test_spans_of_a_tokenizer_that_drops_a_leading_space():
+    ids = list(map(ord, "ab cd e"))
+    spans = advantage_spans([0, 0, 1, 1, 1, 2, 2], "ab cd e", ids, StrippingTokenizer())
+    assert spans == [[2, 0], [5, 1], [7, 2]]
+
+
+def test_one_advantage_needs_no_tokens():
+    assert advantage_spans([0.123456789] * 3, "abc", [], None) == [[3, 0.12346]]
+    assert advantage_spans([], "abc", [], None) == []
+    assert advantage_spans([1.0], "", [], None) == []
 
 
 def test_old_steps_are_deleted_and_nothing_else(tmp_path):

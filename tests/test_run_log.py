@@ -18,6 +18,12 @@ def test_a_line_still_being_written_is_left(tmp_path):
     assert list(run_log.steps(tmp_path / "metrics.jsonl")) == [(1, {"a": 1.0})]
 
 
+def test_text_with_line_ends_of_its_own_is_one_line(tmp_path):
+    entry = {"step": 1, "data": {"val-core/a\u2028b/acc/mean@1": 0.5}}
+    (tmp_path / "metrics.jsonl").write_bytes(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+    assert list(run_log.steps(tmp_path / "metrics.jsonl")) == [(1, entry["data"])]
+
+
 def test_no_file_yet(tmp_path):
     assert list(run_log.steps(tmp_path / "metrics.jsonl")) == []
 

@@ -86,6 +86,8 @@ def command(
             problems = reading.read(files, tokenizer, template=_pairs("--template-arg", template_arg), limit=limit)
         failed: list[dict[str, Any]] = []
         if validation is not None:
+            if out is not None and (out / store.HEADER).exists():
+                raise EvaluationError(f"--out {out}: holds an evaluation of its own. Choose another folder.")
             dump = dumps.latest(validation, step)
             console.print(f"verl's validation, {dump}", markup=False, highlight=False)
             records = dumps.read(dump, problems, tokenizer)

@@ -55,7 +55,7 @@ def report(
     with console.status("reading"):
         html, kept = page.build(found, int(budget_mb * 1e6))
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html)
+        out.write_text(html, encoding="utf-8")
     console.print(f"{out} ({len(html) / 1e6:.1f} MB). {kept}", markup=False, highlight=False)
 
 

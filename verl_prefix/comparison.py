@@ -65,11 +65,15 @@ MEASURES = ("first", "last", "best", "area", "steps", "updates", "generated_toke
 def find_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs in the order given. A name that occurs twice gets as many parent folders as tell it apart.
 
+    A folder without metrics stands for its subfolder `rl` if that has some: `recipes/compare_cpu.sh` writes the phases
+    of a run so.
+
     Raises RunFolderError on a folder without metrics and on one given twice.
     """
     folders = [folder.resolve() for folder in folders]
+    given, folders = folders, [_with_metrics(folder) for folder in folders]
     for folder in folders:
-        if not any(folder.glob("metrics*.jsonl")):
+        if not _has_metrics(folder):
             raise RunFolderError(
                 f"{folder}: no metrics.jsonl. Give a run's folder; verl writes the file with "
                 "trainer.logger=[console,file] and VERL_FILE_LOGGER_PATH=RUN/metrics.jsonl "
@@ -78,12 +82,20 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     if twice := {folder for folder in folders if folders.count(folder) > 1}:
         raise RunFolderError(f"{min(twice)}: given twice. Name each run once.")
     runs = []
-    for folder, name in zip(folders, _names(folders), strict=True):
+    for folder, name in zip(folders, _names(given), strict=True):
         found = _SEED.match(name)
         runs.append(
             Run(folder, name, found["method"] if found else name, int(found["seed"]) if found else None),
         )
     return runs
+
+
+def _has_metrics(folder: Path) -> bool:
+    return any(folder.glob("metrics*.jsonl"))
+
+
+def _with_metrics(folder: Path) -> Path:
+    return folder / "rl" if not _has_metrics(folder) and _has_metrics(folder / "rl") else folder
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -39,10 +39,10 @@ def _set_aside(metrics_file: Path) -> list[Path]:
 def _entries(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
     if not file.exists():
         return
-    for line in file.read_text().splitlines():
+    for line in file.read_bytes().splitlines():  # of bytes: a text has more line ends than JSON lines have
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # being written, or torn by a full disk
+        except ValueError:  # being written, or torn by a full disk
             continue
         # what was NaN or infinite is null in the file
         yield int(entry["step"]), {name: value for name, value in entry["data"].items() if value is not None}

@@ -251,6 +251,8 @@ class PrefixTrainer(PPOTrainer):
             "reward_info": [fields.get("reward_extra_info") or {} for fields in extra],
             # filled by `_estimate`; verl's own estimators have no entropy clip
             "clip_kept": torch.zeros(0, dtype=torch.bool),
+            # filled by `_prefix_metrics`; what the gate has dropped has none
+            "advantages": [torch.zeros(0)] * len(records),
         }
 
     def _neutralise_prefix_rollout_log_probs(self, batch: KVBatchMeta) -> dict[str, Any]:
@@ -356,13 +358,16 @@ class PrefixTrainer(PPOTrainer):
         uid, rewards = np.array(_as_list(data.pop("uid")), dtype=object), data.pop("rm_scores")
         padded = {**data.to_padded_tensor(), **known}
         require_finite(self.global_steps, batch.keys, rewards=rewards, advantages=padded["advantages"])
+        response_len = rewards.offsets().diff()
+        lengths = torch.where(self._step_columns["real"], response_len, 0).tolist()
+        self._step_columns["advantages"] = [row[:n] for row, n in zip(padded["advantages"], lengths, strict=True)]
         rollout = self.config.actor_rollout_ref.rollout
         return prefix_metrics(
             reward=rewards.sum(-1),
             advantages=padded["advantages"],
             entropy=entropy,
             response_mask=padded["response_mask"],
-            response_len=rewards.offsets().diff(),
+            response_len=response_len,
             group=uid,
             rows=self._step_columns,
             expected_groups=self.config.data.train_batch_size,
@@ -382,21 +387,19 @@ class PrefixTrainer(PPOTrainer):
         """The plugin's columns of the rollout log, in the order of `keys` (`{uid}_{session}_{index}`)."""
         order = {key: row for row, key in enumerate(self._step_columns["keys"])}
         rows = [order[key] for key in keys]
-        prefix_len = self._step_columns["prefix_len"].tolist()
-        prefix_ids: list[list[int]] = [[] for _ in keys]
-        if prefixed := [at for at, row in enumerate(rows) if prefix_len[row]]:
-            # Responses are the longest column of all; the other rows' are not needed.
-            data = tq.kv_batch_get(
-                keys=[keys[at] for at in prefixed], partition_id="train", select_fields=["responses"]
-            )
-            for at, response in zip(prefixed, data["responses"].unbind(), strict=True):
-                prefix_ids[at] = response[: prefix_len[rows[at]]].tolist()
+        prefix_len, advantages = self._step_columns["prefix_len"].tolist(), self._step_columns["advantages"]
+        response_ids: list[list[int]] = [[] for _ in keys]
+        # Responses are the longest column of all; the other rows' are not needed.
+        if needed := [at for at, row in enumerate(rows) if prefix_len[row] or _varies(advantages[row])]:
+            data = tq.kv_batch_get(keys=[keys[at] for at in needed], partition_id="train", select_fields=["responses"])
+            for at, response in zip(needed, data["responses"].unbind(), strict=True):
+                response_ids[at] = response.tolist()
         index = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["index"])["index"]
         return rollout_log.columns(
             keys=keys,
             rows=rows,
             outputs=outputs,
-            prefix_ids=prefix_ids,
+            response_ids=response_ids,
             row_index=_as_list(index),
             step_columns=self._step_columns,
             decode=partial(self.tokenizer.decode, skip_special_tokens=True),
@@ -447,6 +450,10 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Two sets of per-row columns, one after the other."""
     join = {True: lambda a, b: torch.cat([a, b]), False: lambda a, b: a + b}
     return {name: join[isinstance(column, torch.Tensor)](column, second[name]) for name, column in first.items()}
+
+
+def _varies(values: torch.Tensor) -> bool:
+    return values.numel() > 0 and bool((values != values[0]).any())
 
 
 def _as_list(column: Any) -> list:

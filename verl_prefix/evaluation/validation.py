@@ -47,7 +47,8 @@ def read(dump: Path, problems: Sequence[Problem] = (), tokenizer: Any = None) ->
     """
     sets = _sets(problems, tokenizer)
     records: dict[tuple[str, int], tuple[int, dict[str, Any]]] = {}
-    for number, line in enumerate(dump.read_text().splitlines(), 1):
+    # as bytes: verl leaves U+2028 and its like unescaped, and str.splitlines() would part a line there
+    for number, line in enumerate(dump.read_bytes().splitlines(), 1):
         where = f"{dump}: line {number}"
         try:
             entry = json.loads(line)

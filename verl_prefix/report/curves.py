@@ -69,6 +69,11 @@ PANELS = (
         ),
     ),
     Panel(
+        "Prefix tokens that keep their advantage",
+        (Line("share", ("prefix/entropy_clip_kept",)),),
+        share=True,
+    ),
+    Panel(
         "Groups without signal",
         (Line("share", ("prefix/groups_without_signal",)),),
         share=True,

@@ -277,10 +277,12 @@
   // ---- rollouts
   const [RUN, STEP, ROW, PROMPT, TRUTH, ROLLOUTS] = [0, 1, 2, 3, 4, 5];
   const [SESSION, ROLE, SCORE, PREFIX_LEN, DEMO_LEN, RATIO, LIMIT, TRAINED, PREFIX, REST] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+  const SHADES = 4;
   const ROLES = { on_policy: "on-policy" };
 
   function rolloutsSection() {
     const title = make("h2", {}, "Rollouts");
+    const shaded = data.groups.some((g) => g[ROLLOUTS].some((r) => typeof r[REST] !== "string"));
     if (!data.groups.length) return [title, make("p", {}, data.sample)];
     const filter = { run: "", step: "", text: "", prompt: null, role: "", low: "", high: "", page: 0 };
     const list = make("div", {}), count = make("span", { class: "soft", role: "status" });
@@ -322,6 +324,7 @@
     function card(group) {
       const scores = group[ROLLOUTS].map((r) => r[SCORE]).filter((s) => s !== null);
       const mean = scores.length ? scores.reduce((a, b) => a + b, 0) / scores.length : null;
+      const most = Math.max(...group[ROLLOUTS].flatMap(advantages).map(Math.abs));
       const follow = make("button", { type: "button", on: { click: () => {
         Object.assign(filter, { prompt: group[PROMPT], text: "", step: "", page: 0 });
         text.value = group[ROW] || "(this prompt)";
@@ -333,17 +336,33 @@
         make("h3", {}, `${data.runs[group[RUN]].name} · step ${group[STEP]}${group[ROW] === "" ? "" : ` · row ${group[ROW]}`} · mean score ${short(mean)}`),
         make("span", { class: "tag" }, "prompt"), make("pre", { dir: "ltr" }, data.prompts[group[PROMPT]]),
         make("div", { class: "bar" }, make("span", { class: "tag" }, `ground truth ${group[TRUTH]}`), follow),
-        make("div", { class: "side" }, ...group[ROLLOUTS].map(rollout)));
+        make("div", { class: "side" }, ...group[ROLLOUTS].map((r) => rollout(r, most))));
     }
 
-    function rollout(r) {
+    // A text, or [text, advantage, text, advantage, ...]. `most`: the largest advantage of the group, by size.
+    function parts(value, most) {
+      if (typeof value === "string") return value === "" ? [] : [value];
+      const out = [];
+      for (let i = 0; i < value.length; i += 2) {
+        const [words, advantage] = [value[i], value[i + 1]];
+        if (!advantage) { out.push(words); continue; }
+        const strength = Math.max(1, Math.ceil((Math.abs(advantage) / most) * SHADES));
+        const signed = `${advantage > 0 ? "+" : "−"}${short(Math.abs(advantage))}`;
+        out.push(make("span", { class: `${advantage > 0 ? "up" : "down"} s${strength}`, title: `advantage ${signed}` }, words));
+      }
+      return out;
+    }
+    const advantages = (r) => [r[PREFIX], r[REST]].flatMap((value) => (typeof value === "string" ? [] : value.filter((_, i) => i % 2)));
+
+    function rollout(r, most) {
       const tags = [[`#${short(r[SESSION])}`, ""], [`score ${short(r[SCORE])}`, "strong"], [ROLES[r[ROLE]] || r[ROLE], ""]];
       if (r[PREFIX_LEN]) tags.push([`prefix ${r[PREFIX_LEN]} of ${r[DEMO_LEN]} tokens (ratio ${short(r[RATIO])})`, ""]);
       if (r[LIMIT]) tags.push(["hit the length limit", ""]);
       if (!r[TRAINED]) tags.push(["not trained on", ""]);
       return make("section", { class: `rollout${fits(r) ? "" : " other"}`, "aria-label": `rollout ${r[SESSION]}` },
         ...tags.map(([words, more]) => make("span", { class: `tag ${more}` }, words)),
-        make("pre", { dir: "ltr" }, r[PREFIX] === "" ? null : make("mark", { title: "prefix, from the demonstration" }, r[PREFIX]), r[REST]));
+        make("pre", { dir: "ltr" }, r[PREFIX].length ? make("mark", { title: "prefix, from the demonstration" }, ...parts(r[PREFIX], most)) : null,
+          ...parts(r[REST], most)));
     }
 
     listSteps();
@@ -351,7 +370,9 @@
     const pager = make("div", { class: "bar" }, back, forth, count);
     return [title,
       make("p", { class: "soft" }, `${data.sample} Whole groups, evenly over the run, the same prompts first at every step. Texts longer than ${data.shortened} characters are shortened in the middle; control and direction characters are spelled out. `,
-        make("mark", {}, "Prefixes"), " are from the demonstration. Rollouts of a group that the filter does not ask for are faded."),
+        make("mark", {}, "Prefixes"), " are from the demonstration. ", ...(shaded ? ["Tokens that the update makes ",
+          make("span", { class: "up s4" }, "more likely"), " and ", make("span", { class: "down s4" }, "less likely"),
+          ", the darker, the larger their advantage within the group; without colour: advantage 0. "] : []), "Rollouts of a group that the filter does not ask for are faded."),
       make("div", { class: "bar" }, make("label", {}, "run", run), make("label", {}, "step", step), make("label", {}, "prompt", text),
         make("label", {}, "role", role), make("label", {}, "score", low, high)),
       pager, list];
@@ -369,5 +390,6 @@
     clearTimeout(waiting);
     waiting = setTimeout(redraw, 150);
   });
-  document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  // the second frame comes after the first has been painted
+  requestAnimationFrame(() => requestAnimationFrame(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); }));
 })();

@@ -123,7 +123,7 @@ def _without_rollouts(runs: Sequence[Run], budget: int) -> dict[str, Any]:
 
 
 def _asset(name: str) -> str:
-    return resources.files("verl_prefix.report").joinpath(name).read_text()
+    return resources.files("verl_prefix.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:

@@ -24,6 +24,8 @@ READ_FACTOR = 20
 HEAD, TAIL = 4000, 2000
 
 Rollout = dict[str, Any]
+#: first character, end, advantage
+Span = tuple[int, int, float]
 
 
 @dataclass
@@ -31,7 +33,8 @@ class Sample:
     """Groups of rollouts, and how much of the log they are.
 
     `groups` has one entry per group kept: `step`, `row` (the training row), `prompt`, `truth` and `rollouts`, each
-    a list `[session, role, score, prefix_len, demo_len, ratio, hit_limit, trained, prefix text, rest of the text]`.
+    a list `[session, role, score, prefix_len, demo_len, ratio, hit_limit, trained, prefix, rest]`. Prefix and rest are
+    each a text, or, where the log has advantages, `[text, advantage, text, advantage, ...]` (None: what is left out).
     """
 
     groups: list[dict[str, Any]] = field(default_factory=list)
@@ -153,9 +156,38 @@ def _rollout(place: int, rollout: Rollout) -> list[Any]:
         _number(rollout.get("prefix_ratio", 0)),
         int(rollout.get("hit_limit") is True),
         int(rollout.get("trained") is not False),
-        clean(text[:boundary]),
-        clean(text[boundary:]),
+        *_parts(text, boundary, _spans(rollout.get("advantages"), len(text))),
     ]
+
+
+def _spans(logged: Any, length: int) -> list[Span]:
+    """(begin, end, advantage) of the rollout log's `advantages`; [] if they are not those of a text of that length."""
+    try:
+        ends, values = zip(*((int(end), float(value)) for end, value in logged), strict=True)
+    except (TypeError, ValueError, OverflowError):
+        return []
+    if not all(map(math.isfinite, values)) or list(ends) != sorted(ends) or ends[0] < 0 or ends[-1] != length:
+        return []
+    return list(zip([0, *ends], ends, values, strict=False))
+
+
+def _parts(text: str, boundary: int, spans: list[Span]) -> list[str | list[Any]]:
+    """Prefix and rest of a rollout's text."""
+    if not spans:
+        return [clean(text[:boundary]), clean(text[boundary:])]
+    return [_shaded(text, 0, boundary, spans), _shaded(text, boundary, len(text), spans)]
+
+
+def _shaded(text: str, low: int, high: int, spans: list[Span]) -> list[Any]:
+    kept = [(low, high)] if high - low <= HEAD + TAIL else [(low, low + HEAD), (high - TAIL, high)]
+    parts: list[Any] = []
+    for begin, end in kept:
+        if begin > low:
+            parts += [f" [... {begin - low - HEAD} characters ...] ", None]
+        for first, last, advantage in spans:
+            if part := text[max(first, begin) : min(last, end)]:
+                parts += [_shown(part), _number(advantage)]
+    return parts
 
 
 def _number(value: Any) -> float | int | None:
@@ -166,6 +198,9 @@ def _number(value: Any) -> float | int | None:
 
 def clean(text: str) -> str:
     """`text`, shortened, with control and direction characters spelled out."""
-    text = elide(text, HEAD, TAIL)
+    return _shown(elide(text, HEAD, TAIL))
+
+
+def _shown(text: str) -> str:
     # isprintable() is False on every category that printable() escapes; far faster than looking at each character
     return text if text.replace("\n", "").replace("\t", "").isprintable() else printable(text)
