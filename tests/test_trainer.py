@@ -85,13 +85,24 @@ def test_nothing_is_put_where_no_row_has_a_prefix(store, monkeypatch):
     assert metrics["training/rollout_probs_diff_max"] == 0
 
 
-def test_the_rollout_log_fetches_the_responses_of_prefixed_rows_alone(store):
-    keep(store, "responses", [torch.tensor([97, 98, 99]), torch.tensor([100]), torch.tensor([0])])
+@pytest.mark.parametrize(
+    ("advantages", "fetched", "spans"),
+    [([[0.0, 0.5, 0.5], [0.25], []], ["a_0_0"], [[[1, 0.25]], [[1, 0.0], [3, 0.5]], []]),
+     ([[], [], []], ["a_0_0"], [[], [], []]),
+     ([[0.5] * 3, [0.25, 1.0], []], ["a_1_0", "a_0_0"], [[[1, 0.25], [2, 1.0]], [[3, 0.5]], []])],
+    ids=["as published", "unknown", "varying"],
+)  # fmt: skip
+def test_the_rollout_log_fetches_the_responses_it_needs(store, advantages, fetched, spans):
+    """Of prefixed rows, and of those whose tokens have several advantages."""
+    keep(store, "responses", [torch.tensor([97, 98, 99]), torch.tensor([100, 101]), torch.tensor([0])])
     keep(store, "index", [7, 8, 8])
     decode = lambda ids, skip_special_tokens: "".join(map(chr, ids))  # noqa: E731
-    step = SimpleNamespace(_step_columns=STEP_COLUMNS, tokenizer=SimpleNamespace(decode=decode))
-    made = partial(PrefixTrainerSync._rollout_log_columns, step)(["a_1_0", "a_0_0", "pad_0_0"], ["d", "abc", ""])
+    columns = {**STEP_COLUMNS, "advantages": [torch.tensor(row) for row in advantages]}
+    step = SimpleNamespace(_step_columns=columns, tokenizer=SimpleNamespace(decode=decode))
+    outputs = ["de"[: len(advantages[1]) or 1], "abc", ""]
+    made = partial(PrefixTrainerSync._rollout_log_columns, step)(["a_1_0", "a_0_0", "pad_0_0"], outputs)
     assert made["prefix_ids"] == [[], [97, 98], []]
     assert made["prefix_chars"] == [0, 2, 0]
     assert made["row_index"] == [8, 7, 8]
-    assert [keys for fields, keys in store.fetched if "responses" in fields] == [["a_0_0"]]
+    assert made["advantages"] == spans
+    assert [keys for fields, keys in store.fetched if "responses" in fields] == [fetched]
