@@ -6,7 +6,10 @@ The process to be killed (SIGKILL) takes turns: driver, task runner, training wo
 agent loop, Ray's head. The moment is random: some seconds into the start, or some steps after the run has gone on. A
 run that does not end by itself within --grace seconds counts as hung; all of it is then stopped, as a user would do.
 
-At the end: one line per kill, and what differs from the run that was left alone. Exit code 1 if anything does.
+At the end: one line per kill, and what differs from the run that was left alone: rows, prefixes, lines of the rollout
+log, steps of the metrics. And whether each resumed segment went on with the weights of its checkpoint: the entropy of
+the prefix tokens at a step that two segments have taken depends on weights and prefixes alone. Exit code 1 if anything
+differs. All processes of a killed run are stopped before it is started again.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ VICTIMS = {
     "Ray head": "gcs_server",
 }
 PROMPTS, ROLLOUTS, SAVE_EVERY = 8, 4, 2
+#: of a step that was taken again: a function of weights and prefixes, and how far float32 may move it
+REPEATED, TOLERANCE = "prefix/prefix_entropy", 1e-4
 DRAWN = ("row_index", "session", "demo_index", "prefix_len", "prefix_ids")
 
 console = Console(highlight=False)
@@ -94,12 +99,19 @@ def last_step(run: Path) -> int:
 
 def checkpoint(run: Path) -> int:
     noted = run / "checkpoints" / "latest_checkpointed_iteration.txt"
-    return int(noted.read_text()) if noted.exists() else 0
+    text = noted.read_text() if noted.exists() else ""
+    return int(text) if text else 0
+
+
+def segments(run: Path) -> int:
+    """How often the run has been resumed and has got as far as its loop."""
+    return len(list(run.glob("metrics.*.jsonl")))
 
 
 def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Random, grace: float) -> dict[str, Any]:
     """Start the run, kill one process of it, wait for its end. `{}` if it had finished before."""
-    began, saved = time.monotonic(), checkpoint(run)
+    began, saved, metrics = time.monotonic(), checkpoint(run), run / "metrics.jsonl"
+    before = segments(run) + bool(metrics.exists() and metrics.stat().st_size)
     process = start(testbed, run, steps)
     processes = Processes(process.pid)
     early = rng.random() < 0.2
@@ -110,8 +122,11 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
         processes.look()
         if process.poll() is not None:
             processes.stop()
+            if process.returncode and last_step(run) < steps:
+                raise typer.BadParameter(f"the run did not come up again after the kill before: see {run}.out.")
             return {}
-        if ready is None and (early or last_step(run) >= wanted):
+        begun = segments(run) >= before and metrics.exists()  # what is there is of this start
+        if ready is None and (early or (begun and last_step(run) >= wanted)):
             ready = time.monotonic()
         if ready is not None and time.monotonic() - ready >= after and (victim := processes.find(kind)):
             break
@@ -132,8 +147,30 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
 
 
 def rollouts(run: Path) -> dict[int, list[dict]]:
-    files = (run / "rollouts").glob("*.jsonl")
-    return {int(f.stem): [json.loads(line) for line in f.read_bytes().splitlines()] for f in files}
+    """By step; a torn line is an empty rollout."""
+
+    def read(line: bytes) -> dict:
+        try:
+            return json.loads(line)
+        except ValueError:
+            return {}
+
+    return {int(f.stem): list(map(read, f.read_bytes().splitlines())) for f in (run / "rollouts").glob("*.jsonl")}
+
+
+def repeated(run: Path) -> Iterable[tuple[int, float, float]]:
+    """(step, before, again): REPEATED of the first step of a resumed segment, where the one before had taken it too."""
+    earlier: dict[int, dict[str, float]] = {}
+    for entries in run_log.segments(run / "metrics.jsonl"):
+        trained = [(step, values) for step, values in entries if REPEATED in values]
+        if trained and trained[0][0] in earlier:
+            step, values = trained[0]
+            yield step, earlier[step][REPEATED], values[REPEATED]
+        earlier = dict(trained) or earlier
+
+
+def _drawn(lines: list[dict]) -> list[str]:
+    return sorted(json.dumps([line.get(key) for key in DRAWN]) for line in lines)
 
 
 def differences(run: Path, alone: Path, steps: int) -> Iterable[str]:
@@ -141,16 +178,19 @@ def differences(run: Path, alone: Path, steps: int) -> Iterable[str]:
     mine, other = rollouts(run), rollouts(alone)
     for step in range(1, steps + 1):
         lines = mine.get(step, [])
-        if len(lines) != PROMPTS * ROLLOUTS or len({line["uid"] for line in lines}) != len(lines):
-            yield f"step {step}: {len(lines)} lines in the rollout log, {len({line['uid'] for line in lines})} rollouts"
-        drawn, expected = (sorted([line[key] for key in DRAWN] for line in of) for of in (lines, other[step]))
-        if drawn != expected:
+        kept = {line.get("uid") for line in lines}
+        if len(lines) != PROMPTS * ROLLOUTS or len(kept) != len(lines) or None in kept:
+            yield f"step {step}: {len(lines)} lines in the rollout log, {len(kept - {None})} rollouts"
+        if _drawn(lines) != _drawn(other[step]):
             yield f"step {step}: other rows or prefixes"
     if spare := set(mine) - set(range(1, steps + 1)):
         yield f"rollouts of steps {sorted(spare)}"
     logged = [step for step, values in run_log.steps(run / "metrics.jsonl") if "actor/grad_norm" in values]
     if logged != list(range(1, steps + 1)):
-        yield f"metrics of steps {logged}"
+        yield f"metrics: without {sorted(set(range(1, steps + 1)) - set(logged))} of {steps} steps"
+    for step, before, again in repeated(run):
+        if abs(before - again) > TOLERANCE:
+            yield f"step {step}: prefix entropy {before:.6f} before the kill, {again:.6f} after it"
 
 
 def main(
@@ -183,6 +223,14 @@ def main(
         ended = "hung" if e["ended"] is None else str(e["ended"])
         table.add_row(e["killed"], str(e["seconds"]), str(e["step"]), str(e["checkpoint"]), ended, str(e["left"]))
     console.print(table)
+    again = list(repeated(run))
+    largest = max((abs(one - other) for _, one, other in again), default=0.0)
+    console.print(
+        f"{len(again)} steps were taken again from their checkpoint; largest difference of {REPEATED}: {largest:.1e}"
+    )
+    for name, folder in (("killed", run), ("left alone", alone)):
+        rewards = [value for _, value in run_log.series(folder / "metrics.jsonl", "on_policy/reward")]
+        console.print(f"mean on-policy reward of the run {name}: {sum(rewards) / len(rewards):.3f}")
     found = list(differences(run, alone, steps))
     for line in found or ["no difference: same rows and prefixes in every step, no line lost or doubled"]:
         console.print(line, markup=False)

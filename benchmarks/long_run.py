@@ -3,9 +3,9 @@
     python -m benchmarks.long_run --testbed runs/quickstart/testbed_seed0 --out runs/long --steps 1000
 
 Every few seconds the memory that each process has for itself (USS) is noted with the step that the run has reached. At
-the end: a table and a picture of the medians after warm-up and at the end. Exit code 1 if driver, task runner (verl's
-trainer), training worker or agent loop grew by more than 5 %, if the rollout log holds more steps than it was asked to
-keep, or if the report cannot be made.
+the end: a table and a picture of the medians after warm-up and at the end. USS leaves shared memory out (Ray's object
+store). Exit code 1 if driver, task runner (verl's trainer), training worker, agent loop or grader grew by more than 5 %
+or was never seen, if the rollout log does not hold the steps it was asked to keep, or if the report has no rollouts.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from benchmarks.kill_and_resume import VICTIMS, Processes, last_step, start
 KINDS = {
     **VICTIMS,
     "reward worker": "ray::RewardLoopWorker",
+    "grader": "verl_prefix.grading",
     "TransferQueue": "ray::TransferQueueController",
     "TransferQueue's store": "ray::SimpleStorageUnit",
 }
 #: what must not grow: the rest is Ray's, vLLM's and TransferQueue's
-OURS = ("driver", "task runner", "training worker", "agent loop")
+OURS = ("driver", "task runner", "training worker", "agent loop", "reward worker", "grader")
 LIMIT, KEPT = 0.05, 100
 
 console = Console(highlight=False)
@@ -62,6 +63,11 @@ def growth(samples: list[dict[str, Any]], kind: str, warm_up: int) -> tuple[floa
         for low, high in windows
     )
     return first, end
+
+
+def content(report: Path) -> dict[str, Any]:
+    """The data of a report's page."""
+    return json.loads(report.read_text().split('<script type="application/json" id="data">')[1].split("</script>")[0])
 
 
 def picture(samples: list[dict[str, Any]], file: Path) -> None:
@@ -96,7 +102,8 @@ def main(
         raise typer.BadParameter(f"{out} has a run already; give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     run, record, samples = out / "run", out / "memory.jsonl", []
-    process = start(testbed, run, steps, f"prefix.monitor.rollout_log_steps={KEPT}", "trainer.save_freq=100")
+    more = (f"prefix.monitor.rollout_log_steps={KEPT}", "trainer.save_freq=100")
+    process = start(testbed, run, steps, *more, "reward.custom_reward_function.path=pkg://verl_prefix.reward")
     processes = Processes(process.pid)
     with record.open("w") as lines:
         while process.poll() is None:
@@ -110,7 +117,10 @@ def main(
         raise typer.BadParameter(f"{run} did not run to its end: see {run}.out.")
     grown, table = [], Table("process", f"MB at steps {warm_up}-{2 * warm_up}", f"MB in the last {warm_up}", "growth")
     for kind in KINDS:
-        if any(kind in sample["memory"] for sample in samples):
+        if not any(kind in sample["memory"] for sample in samples):
+            grown += [kind] * (kind in OURS)
+            table.add_row(kind, "never seen", "", "")
+        else:
             first, end = growth(samples, kind, warm_up)
             table.add_row(kind, f"{first:.0f}", f"{end:.0f}", f"{end / first - 1:+.1%}")
             if kind in OURS and end > first * (1 + LIMIT):
@@ -118,11 +128,11 @@ def main(
     console.print(table)
     picture(samples, out / "memory.png")
     kept = len(list((run / "rollouts").glob("*.jsonl")))
-    report = subprocess.run(
-        [Path(sys.executable).with_name("verl-prefix"), "report", run, "--out", out / "report.html"], check=False
-    )
-    console.print(f"rollout log: {kept} of {steps} steps kept | picture {out / 'memory.png'} | samples {record}")
-    raise typer.Exit(bool(grown or kept > KEPT or report.returncode))
+    report = out / "report.html"
+    subprocess.run([Path(sys.executable).with_name("verl-prefix"), "report", run, "--out", report], check=True)
+    groups = len(content(report)["groups"])
+    console.print(f"rollout log: {kept} of {steps} steps kept | report: {groups} groups | samples {record}")
+    raise typer.Exit(bool(grown or kept != min(KEPT, steps) or not groups))
 
 
 if __name__ == "__main__":

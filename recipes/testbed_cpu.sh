@@ -57,18 +57,14 @@ TRAINER=(
 
 mkdir -p "$RUN"
 case " $* " in
-    *" trainer.resume_mode=auto "* | *" trainer.resume_mode=resume_path "*) # verl's file logger would overwrite what is there
-        segment=1
-        while [ -e "$RUN/metrics.$segment.jsonl" ]; do segment=$((segment + 1)); done
-        if [ -e "$RUN/metrics.jsonl" ]; then mv "$RUN/metrics.jsonl" "$RUN/metrics.$segment.jsonl"; fi
-        ;;
-    *) rm -f "$RUN"/metrics*.jsonl "$RUN"/rollouts/*.jsonl ;;
+    *" trainer.resume_mode=auto "* | *" trainer.resume_mode=resume_path "*) ;;
+    *) rm -f "$RUN"/metrics*.jsonl "$RUN"/rollouts/*.jsonl "$RUN/console.log" ;;
 esac
 export RAY_worker_niceness=${RAY_worker_niceness:-0} # Ray's 15 lets any other work on the machine starve the run
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a model this small only waits for more threads
 export VERL_FILE_LOGGER_PATH=$RUN/metrics.jsonl HYDRA_FULL_ERROR=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 python -m verl.trainer.main_ppo \
-    "${PREFIX[@]}" "${DATA[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@" >"$RUN/console.log" 2>&1 &
+    "${PREFIX[@]}" "${DATA[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@" >>"$RUN/console.log" 2>&1 &
 TRAINING=$!
 trap 'kill $TRAINING 2>/dev/null || true' EXIT
 verl-prefix watch "$RUN" --steps "$STEPS" --pid "$TRAINING"

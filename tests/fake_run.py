@@ -231,11 +231,13 @@ class FakeRun:
 
         asyncio.run(until_done())
 
-    def step(self) -> dict:
-        """One step of `fit`, up to its metrics; and the rollout log, if there is one."""
+    def step(self, save: bool = False) -> dict:
+        """One step of `fit`, up to its metrics; a checkpoint, if asked for; and the rollout log, if there is one."""
         metrics: dict = {}
         self.trainer.on_step_begin()
         batch = self.trainer.step(metrics, self.trainer.timing_raw)
+        if save:
+            self.trainer._save_checkpoint()
         if folder := self.config.trainer.rollout_data_dir:
             self.trainer._log_rollout_data(batch, {}, folder)
             for future in self.trainer._dump_futures:

@@ -139,7 +139,7 @@ def test_a_lost_a_doubled_and_a_changed_rollout_are_noticed(tmp_path):
         for step in (1, 2):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / name / "rollouts" / f"{step}.jsonl").write_text(lines)
-        metrics = [{"step": step, "data": {"actor/grad_norm": 1.0}} for step in logged]
+        metrics = [{"step": step, "data": {"actor/grad_norm": 1.0, kills.REPEATED: 0.5}} for step in logged]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
         return tmp_path / name
 
@@ -149,6 +149,29 @@ def test_a_lost_a_doubled_and_a_changed_rollout_are_noticed(tmp_path):
     assert list(kills.differences(write("doubled", rows=[*rows[1:], rows[1]]), alone, 2))
     assert list(kills.differences(write("other", rows=[{**rows[0], "prefix_len": 2}, *rows[1:]]), alone, 2))
     assert list(kills.differences(write("gap", logged=(1,)), alone, 2))
+    torn = write("torn")
+    (torn / "rollouts/2.jsonl").write_bytes((torn / "rollouts/2.jsonl").read_bytes()[:-9])
+    assert "step 2: 32 lines in the rollout log, 31 rollouts" in list(kills.differences(torn, alone, 2))
+
+
+def test_a_resumed_run_without_its_checkpoints_weights_is_noticed(tmp_path):
+    kills = load("kill_and_resume")
+
+    def write(name, *segments):
+        (tmp_path / name / "rollouts").mkdir(parents=True)
+        for number, entries in enumerate(segments, 1):
+            lines = [{"step": s, "data": {"actor/grad_norm": 1.0, kills.REPEATED: v}} for s, v in entries]
+            file = f"metrics.{number}.jsonl" if number < len(segments) else "metrics.jsonl"
+            (tmp_path / name / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / name
+
+    first = [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]
+    good = write("good", first, [], [(3, 0.7), (4, 0.61)], [(5, 0.5)])
+    assert list(kills.repeated(good)) == [(3, 0.7, 0.7)]
+    assert kills.segments(good) == 3
+    lost = write("lost", first, [(3, 0.9)])
+    found = [line for line in kills.differences(lost, lost, 0) if "prefix entropy" in line]
+    assert found == ["step 3: prefix entropy 0.700000 before the kill, 0.900000 after it"]
 
 
 # --- long_run

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_run import LIMIT, PROMPTS, FakeRun, N
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tracking import FileLogger
 
 from verl_prefix import credit, reward, run_log
@@ -45,6 +46,31 @@ def logged(run: FakeRun, step: int = 1) -> list[dict]:
     """Lines of the rollout log that are no padding."""
     with open(f"{run.config.trainer.rollout_data_dir}/{step}.jsonl") as file:
         return [line for line in map(json.loads, file) if line["role"] != "padding"]
+
+
+def test_a_checkpoint_counts_after_its_rollouts_are_logged(make, monkeypatch, tmp_path):
+    """A resumed run begins after the checkpoint's step, so what is not in the log by then never will be."""
+    run = make()
+    seen = []
+    monkeypatch.setattr(PPOTrainer, "_save_checkpoint", lambda self: seen.append(len(logged(run))))
+    begun = run.trainer._dump_generations
+    dumps = []
+    monkeypatch.setattr(run.trainer, "_dump_generations", lambda *a, **k: (dumps.append(1), begun(*a, **k)))
+    run.step(save=True)
+    assert seen == [len(logged(run))] != [0]
+    assert len(dumps) == 1  # verl's own call comes later, and finds it done
+    run.step()
+    assert len(dumps) == 2
+
+
+def test_what_a_run_has_logged_is_set_aside_before_verl_opens_the_file(make, monkeypatch, tmp_path):
+    run = make("trainer.logger=[console,file]")
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    (tmp_path / "metrics.jsonl").write_text("before\n")
+    monkeypatch.setattr(PPOTrainer, "fit", lambda self, _: FileLogger("project", "experiment").log({"a": 1}, 3))
+    run.trainer.fit(None)
+    assert (tmp_path / "metrics.1.jsonl").read_text() == "before\n"
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 3
 
 
 @contextlib.contextmanager

@@ -24,6 +24,37 @@ def test_text_with_line_ends_of_its_own_is_one_line(tmp_path):
     assert list(run_log.steps(tmp_path / "metrics.jsonl")) == [(1, entry["data"])]
 
 
+def test_a_file_is_set_aside_as_the_next_segment(tmp_path):
+    file = tmp_path / "qwen2.5.jsonl"
+    run_log.set_aside(file)
+    write(file, [])
+    run_log.set_aside(file)  # nothing in it
+    for step in range(1, 12):
+        write(file, [(step, {"a": float(step)})])
+        run_log.set_aside(file)
+    assert not file.exists()
+    assert len(list(tmp_path.iterdir())) == 11
+    write(file, [(12, {"a": 12.0})])
+    assert [step for step, _ in run_log.steps(file)] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"VERL_FILE_LOGGER_ROOT": "logs"}, {"VERL_FILE_LOGGER_PATH": "logs/m.jsonl"}]
+)
+def test_the_file_is_verls(tmp_path, monkeypatch, variables):
+    from verl.utils.tracking import FileLogger
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    for name in ("VERL_FILE_LOGGER_ROOT", "VERL_FILE_LOGGER_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    logger = FileLogger("project", "a.run")
+    logger.finish()
+    assert run_log.file_of("project", "a.run").samefile(logger.filepath)
+
+
 def test_no_file_yet(tmp_path):
     assert list(run_log.steps(tmp_path / "metrics.jsonl")) == []
 

@@ -214,16 +214,6 @@ def test_supported_but_unwise_is_one_actionable_warning(config, key, value, warn
     assert warning in found
 
 
-def test_file_logger_that_would_overwrite_warns(config, tmp_path, monkeypatch):
-    log = tmp_path / "metrics.jsonl"
-    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(log))
-    config.trainer.logger = "file"
-    assert startup.check(config) == []
-    log.write_text("{}")
-    (warning,) = startup.check(config)
-    assert "overwrites" in warning
-
-
 def test_equal_log_folders_are_refused(config):
     with open_dict(config):
         config.trainer.rollout_data_dir = config.trainer.validation_data_dir = "logs"

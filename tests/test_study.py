@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from tests_support import PRESETS, compose_in_process
 
@@ -100,14 +101,62 @@ def test_every_method_of_the_grid_gets_the_same_effort():
 
 def test_methods_compose_on_stock_verl():
     table = yaml.safe_load(run.METHODS.read_text())
+    made = set()
     for name, spec in table["methods"].items():
         assert "preset" in spec or "sft_steps" in spec, name
         if "preset" in spec:
-            compose_in_process(f"+prefix={spec['preset']}", *spec.get("overrides", []))
+            made.add((f"+prefix={spec['preset']}", *spec.get("overrides", [])))
+    for overrides in made:
+        compose_in_process(*overrides)
 
 
 def study(tmp_path, **spec):
     return run.Study(tmp_path, "grpo", 3, {"preset": "grpo", "lr": 1e-3, **spec}, 50, 8)
+
+
+def test_a_shortened_run_keeps_both_of_its_phases(tmp_path):
+    assert study(tmp_path, sft_steps=30).rl_steps == 20
+    with pytest.raises(typer.BadParameter, match="--steps 50 leave none of RL"):
+        study(tmp_path, sft_steps=50)
+
+
+def test_of_sft_the_end_is_verls_validation(tmp_path, monkeypatch):
+    made = run.Study(tmp_path, "sft", 3, {"sft_lr": 1e-3}, 50, 8)
+    called = []
+    monkeypatch.setattr(run, "_call", lambda command, **_: called.append(command))
+    made.train()
+    assert [command[1] for command in called] == ["recipes/sft_cpu.sh", "recipes/evaluate_cpu.sh"]
+    ends = [{"updates": u, "tokens": 0, "seconds": 2.0 * u, "easy": 0, "hard": 0, "by": "plain"} for u in (0, 50)]
+    monkeypatch.setattr(made, "_sft_points", lambda: list(ends))
+    (made.folder / "rl").mkdir(parents=True)
+    right = {"val-core/chain_easy/acc/mean@1": 0.5, "val-core/chain_hard/acc/mean@1": 0.25}
+    (made.folder / "rl/metrics.jsonl").write_text(json.dumps({"step": 0, "data": right}) + "\n")
+    first, last = made.curve()
+    assert first == ends[0]
+    assert last == {**ends[1], "seconds": 100.0, "easy": 0.5, "hard": 0.25, "by": "verl validation"}
+
+
+def _setting(spec, knob):
+    """(learning rate, knob) of a method of the comparison, as the grid has them."""
+    overrides = dict(override.split("=") for override in spec.get("overrides", []))
+    if "preset" not in spec:
+        return spec["sft_lr"], 0
+    return spec["lr"], spec["sft_steps"] if knob == "sft_steps" else yaml.safe_load(overrides[knob])
+
+
+def test_methods_run_at_the_settings_that_tuning_chose():
+    grid, methods = yaml.safe_load(tune.GRID.read_text()), yaml.safe_load(run.METHODS.read_text())["methods"]
+    entries = tune.read(run.METHODS.with_name("tuning.jsonl"))
+    for method, spec in grid["methods"].items():
+        points = {tune.key(entry)[1:3] for entry in entries if entry["method"] == method}
+        if method not in methods or len(points) < 9:
+            continue
+        _, seeds, chosen = tune.mean_scores(entries, method)[0]
+        assert seeds == 2
+        if spec["knob"] == "prefix.loss.shaping_gamma":  # the preset's own
+            assert (methods[method]["lr"], 0.1) == (chosen["lr"], chosen["knob"])
+        else:
+            assert _setting(methods[method], spec["knob"]) == (chosen["lr"], chosen["knob"]), method
 
 
 def test_points_of_a_curve_add_up_tokens_and_seconds_of_both_phases(tmp_path, monkeypatch):
@@ -199,10 +248,12 @@ def test_methods_are_compared_at_the_end_and_at_equal_tokens(tmp_path):
 
 
 def test_every_method_of_a_table_has_settings_and_every_setting_has_a_table():
+    from benchmarks.study import results
+
     table = yaml.safe_load(run.METHODS.read_text())
     named = {method for methods in table["tables"].values() for method in methods}
     assert set(table["methods"]) == named
-    assert set(table["tables"]) == set(re.findall(r"<!-- table (\w+) -->", PAGE.read_text()))
+    assert set(table["tables"]) | set(results.SEARCHES) == set(re.findall(r"<!-- table (\w+) -->", PAGE.read_text()))
 
 
 def test_a_table_has_its_first_method_on_the_seeds_of_the_others():

@@ -1,12 +1,14 @@
-"""Reading what a run has written: verl's `file` logger (`metrics.jsonl`).
+"""What a run has written: verl's `file` logger (`metrics.jsonl`).
 
-That logger overwrites its file when a run is resumed. The recipes therefore move what is there to `metrics.N.jsonl`
+That logger overwrites its file when a run is resumed. The trainer therefore moves what is there to `metrics.N.jsonl`
 first, and every reader here takes the segments together.
 """
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +17,27 @@ from pathlib import Path
 ACCURACY = re.compile(r"val-core/(?P<source>.+)/acc/mean@\d+$")
 
 
+def file_of(project: str, experiment: str) -> Path:
+    """The file of verl's `file` logger (verl 0.9.1, `FileLogger`)."""
+    named = os.environ.get("VERL_FILE_LOGGER_PATH")
+    root = os.path.expanduser(os.environ.get("VERL_FILE_LOGGER_ROOT", "."))
+    return Path(root, project, f"{experiment}.jsonl") if named is None else Path(named)
+
+
+def set_aside(metrics_file: Path) -> None:
+    """Make what is in the file a segment of its own: `metrics.N.jsonl`, N one more than the last."""
+    if metrics_file.exists() and metrics_file.stat().st_size:
+        last = max(_set_aside(metrics_file), default=0)
+        metrics_file.rename(metrics_file.with_suffix(f".{last + 1}{metrics_file.suffix}"))
+
+
 def steps(metrics_file: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, metrics) of each complete line of the run's segments; a line still being written is left for later.
 
     A resumed segment starts again at its checkpoint, so what an earlier one logged after that step is void.
     """
     found: dict[int, dict[str, float]] = {}
-    for file in [*_set_aside(metrics_file), metrics_file]:
-        entries = list(_entries(file))
+    for entries in segments(metrics_file):
         if entries:
             found = {step: metrics for step, metrics in found.items() if step <= entries[0][0]}
         for step, metrics in entries:
@@ -30,10 +45,16 @@ def steps(metrics_file: Path) -> Iterator[tuple[int, dict[str, float]]]:
     yield from sorted(found.items())
 
 
-def _set_aside(metrics_file: Path) -> list[Path]:
-    files = metrics_file.parent.glob(f"{metrics_file.stem}.*{metrics_file.suffix}")
-    numbered = {int(n): file for file in files if (n := file.name.split(".")[-2]).isdigit()}
-    return [numbered[n] for n in sorted(numbered)]
+def segments(metrics_file: Path) -> Iterator[list[tuple[int, dict[str, float]]]]:
+    """What each segment of the run has logged, one (step, metrics) a line."""
+    aside = _set_aside(metrics_file)
+    for file in [*(aside[n] for n in sorted(aside)), metrics_file]:
+        yield list(_entries(file))
+
+
+def _set_aside(metrics_file: Path) -> dict[int, Path]:
+    files = metrics_file.parent.glob(f"{glob.escape(metrics_file.stem)}.*{metrics_file.suffix}")
+    return {int(n): file for file in files if (n := file.name.split(".")[-2]).isdigit()}
 
 
 def _entries(file: Path) -> Iterator[tuple[int, dict[str, float]]]:

@@ -147,10 +147,6 @@ def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
             "trainer.v1.sampler.sync_refill_failed_groups=True: where every rollout fails, verl asks for new prompts "
             "for ever instead of raising an error; watch training/rollout_failure/evicted_samples."
         )
-    loggers = [trainer.logger] if isinstance(trainer.logger, str) else list(trainer.logger)
-    log_file = os.environ.get("VERL_FILE_LOGGER_PATH", "")
-    if "file" in loggers and os.path.exists(log_file):
-        warn.append(f"the `file` logger overwrites {log_file}; for a resume set VERL_FILE_LOGGER_PATH to a new file.")
     return warn
 
 

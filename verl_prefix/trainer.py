@@ -27,7 +27,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
 
-from verl_prefix import columns, credit, gate, rollout_log
+from verl_prefix import columns, credit, gate, rollout_log, run_log
 from verl_prefix.adaptive import Intervals
 from verl_prefix.agent_loop import INTERVAL, RECORD
 from verl_prefix.config import PrefixConfig
@@ -64,6 +64,8 @@ class PrefixTrainer(PPOTrainer):
         self._dropped: KVBatchMeta | None = None
         self._dropped_tokens = 0
         self._intervals = Intervals(self.prefix.sampling.adaptive_threshold)
+        self._batch: KVBatchMeta | None = None
+        self._rollouts_logged = 0  # step
         self._lost_rollouts, self._lost_metrics = LostLines("rollout log"), LostLines("metrics")
 
     def _build_replay_buffer(self):
@@ -82,7 +84,8 @@ class PrefixTrainer(PPOTrainer):
 
     def _step_once(self, *args: Any, **kwargs: Any) -> KVBatchMeta:
         try:
-            return super()._step_once(*args, **kwargs)
+            self._batch = super()._step_once(*args, **kwargs)
+            return self._batch
         except RuntimeError as error:
             if "no materializable trajectories" not in str(error):
                 raise
@@ -90,6 +93,12 @@ class PrefixTrainer(PPOTrainer):
                 f"step {self.global_steps}: none of its rollouts came back. The log has a traceback for each "
                 "under 'Error in _run_prompt': the rollout engine or the reward function fails on every request."
             ) from error
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        trainer = self.config.trainer
+        if "file" in trainer.logger:  # verl opens it anew, also on a resume
+            run_log.set_aside(run_log.file_of(trainer.project_name, trainer.experiment_name))
+        super().fit(*args, **kwargs)
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
@@ -155,6 +164,11 @@ class PrefixTrainer(PPOTrainer):
         )
 
     def _save_checkpoint(self) -> None:
+        # A resumed run begins after this step, so its rollouts are logged before the checkpoint counts.
+        if (folder := self.config.trainer.get("rollout_data_dir")) and self._batch is not None:
+            self._log_rollout_data(self._batch, self.timing_raw, folder)
+            for written in self._dump_futures:
+                written.result()
         if self._adaptive:  # before verl writes the tracker that makes the checkpoint count
             self._intervals.save(Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
         super()._save_checkpoint()
@@ -203,6 +217,9 @@ class PrefixTrainer(PPOTrainer):
         return _select(batch, decision.keep)
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        if self._rollouts_logged == self.global_steps:  # by `_save_checkpoint`
+            return
+        self._rollouts_logged = self.global_steps
         if self._dropped is not None and len(self._dropped):
             dropped = self._dropped
             self._step_columns = _joined(self._step_columns, self._fetch_prefix_columns(dropped, trained=False))

@@ -16,8 +16,8 @@ import numpy as np
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.study.tables import Table
 from benchmarks.study.tune import composed, read
 
 FOLDER = Path(__file__).parent
@@ -55,17 +55,19 @@ def at(entry: dict[str, Any], kind: str, tokens: float) -> float:
 def table(entries: list[dict[str, Any]]) -> Table:
     """Every candidate at the budget: means over its seeds, hard accuracy also seed by seed."""
     tokens = budget(entries)
-    made = Table("candidate", "lr", f"hard at {tokens / 1e6:.2f} M tokens", "by seed", "easy", "overrides")
-    rows = []
+    head = ["candidate", "lr", "updates", f"hard at {tokens / 1e6:.2f} M tokens", "by seed", "easy", "overrides"]
+    ranked = []
     for name in dict.fromkeys(entry["name"] for entry in entries):
         own = [entry for entry in entries if entry["name"] == name]
         hard = {entry["seed"]: at(entry, "hard", tokens) for entry in own}
         easy = float(np.mean([at(entry, "easy", tokens) for entry in own]))
-        rows.append((len(hard), float(np.mean(list(hard.values()))), name, own[0], hard, easy))
-    for _, mean, name, entry, hard, easy in sorted(rows, key=lambda row: (-row[0], -row[1])):
+        ranked.append((len(hard), float(np.mean(list(hard.values()))), name, own[0], hard, easy))
+    rows = []
+    for _, mean, name, entry, hard, easy in sorted(ranked, key=lambda row: (-row[0], -row[1])):
         by_seed = ", ".join(f"{seed}: {value:.2f}" for seed, value in sorted(hard.items()))
-        made.add_row(name, f"{entry['lr']:g}", f"{mean:.2f}", by_seed, f"{easy:.2f}", " ".join(entry["overrides"]))
-    return made
+        rows.append([f"`{name}`", f"{entry['lr']:g}", str(entry["steps"]), f"{mean:.2f}", by_seed, f"{easy:.2f}"])
+        rows[-1].append(" ".join(f"`{override}`" for override in entry["overrides"]))
+    return Table(head, rows)
 
 
 def main(
@@ -85,7 +87,7 @@ def main(
             with out.open("a") as lines:
                 lines.write(json.dumps(entry) + "\n")
             console.print(f"{name}, seed {seed}: hard {entry['curve']['hard'][-1]:.2f}, {entry['seconds']} s")
-    console.print(table(read(out)))
+    console.print(table(read(out)).rich())
 
 
 if __name__ == "__main__":

@@ -20,10 +20,18 @@ import typer
 import yaml
 from rich.console import Console
 
+from benchmarks.study import explore, tune
 from benchmarks.study.run import METHODS, read_results
+from benchmarks.study.tables import Table
 
+TUNED = METHODS.with_name("tuning.jsonl")
 #: tables that compare at the tokens after which their first method has this hard accuracy (mean of its seeds)
 GOALS = {"fewer_tokens": 0.7}
+#: tables of what was searched on the tuning seeds
+SEARCHES = {
+    "settings": lambda: tune.table(tune.read(TUNED), yaml.safe_load(tune.GRID.read_text())),
+    "candidates": lambda: explore.table(tune.read(TUNED.with_name("candidates.jsonl"))),
+}
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->\n)", re.S)
 
 
@@ -74,9 +82,11 @@ def of_table(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def fill(page: str, results: list[dict[str, Any]]) -> str:
-    """`page` with the table of these results in every block."""
+    """`page` with a table in every block: of these results, or of what `tune` and `explore` have found."""
 
     def block(found: re.Match) -> str:
+        if found[2] in SEARCHES:
+            return f"{found[1]}{SEARCHES[found[2]]().markdown()}\n{found[3]}"
         chosen, equal = of_table(results, found[2]), None
         if found[2] in GOALS:
             first = chosen[0]["method"]
@@ -91,14 +101,14 @@ def markdown(results: list[dict[str, Any]], equal: int | None = None) -> str:
     equal = budget(results) if equal is None else equal
     head = ["method", "seeds", "easy", "hard (range)", "updates", "generated tokens", "minutes of training"]
     head.append(f"easy, hard at {equal / 1e6:.2f} M tokens")
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    lines = []
     for row in rows(results, equal):
         low, high = row["hard_range"]
         spread = f" ({low:.2f}-{high:.2f})" if row["seeds"] > 1 else ""
         cells = [f"`{row['method']}`", str(row["seeds"]), f"{row['easy']:.2f}", f"{row['hard']:.2f}{spread}"]
         cells += [f"{row['updates']:.0f}", f"{row['tokens'] / 1e6:.2f} M", f"{row['seconds'] / 60:.1f}"]
-        lines.append("| " + " | ".join([*cells, f"{row['easy_at']:.2f}, {row['hard_at']:.2f}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row['easy_at']:.2f}, {row['hard_at']:.2f}"])
+    return Table(head, lines).markdown()
 
 
 def picture(results: list[dict[str, Any]], file: Path) -> None:

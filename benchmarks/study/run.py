@@ -40,8 +40,10 @@ class Study:
         self.data = [f"--{name.replace('_', '-')}={value}" for name, value in spec.get("testbed", {}).items()]
         self.testbed = out / "".join([f"testbed_seed{seed}", *(option.replace("--", "_") for option in self.data)])
         self.folder = out / "runs" / f"{method}_seed{seed}"
-        self.sft_steps = min(spec.get("sft_steps", 0), steps) if "preset" in spec else steps
+        self.sft_steps = spec.get("sft_steps", 0) if "preset" in spec else steps
         self.rl_steps = steps - self.sft_steps
+        if "preset" in spec and self.rl_steps <= 0:
+            raise typer.BadParameter(f"{method}: {self.sft_steps} steps are SFT, so --steps {steps} leave none of RL.")
         self.rollouts, self.check_every = rollouts, min(CHECK_EVERY, max(steps // 2, 1))
 
     @property
@@ -73,26 +75,25 @@ class Study:
                     + self.spec.get("sft_overrides", []),
                     EVALUATE="no",
                 )
-        if self.rl_steps:
+        if not self.rl_steps:
+            _call(["bash", "recipes/evaluate_cpu.sh", self.testbed, model, self.folder / "rl", self.seed])
+        else:
             _call(
                 [*("bash", "recipes/testbed_cpu.sh", self.spec["preset"], self.testbed, self.folder / "rl")]
                 + [self.rl_steps, self.seed, f"actor_rollout_ref.rollout.n={self.rollouts}"]
                 + [f"actor_rollout_ref.actor.optim.lr={self.spec['lr']}", *self.spec.get("overrides", [])]
                 + [f"trainer.test_freq={self.check_every}", f"trainer.save_freq={2 * self.check_every}"]
-                + ["trainer.resume_mode=auto", "trainer.max_actor_ckpt_to_keep=1"]
+                + ["trainer.resume_mode=auto", "trainer.max_actor_ckpt_to_keep=2"]
                 + ([f"actor_rollout_ref.model.path={model}"] if model else [])
             )
 
     def curve(self) -> list[dict[str, Any]]:
         """Held-out accuracy, generated tokens and seconds of training by update.
 
-        Points of the SFT phase are sampled in plain PyTorch from its checkpoints, at T = 1 as verl's validation does;
-        the others are verl's validations.
+        The end of every phase is verl's validation. Before the end of an SFT phase its checkpoints are sampled in plain
+        PyTorch, at T = 1 as that validation does.
         """
         points = self._sft_points() if self.sft_steps else []
-        if not self.rl_steps:
-            return points
-        # verl validates the model of the SFT phase again before the first RL step
         seconds, tokens = (points.pop()["seconds"] if points else 0.0), 0.0
         for step, values in run_log.steps(self.folder / "rl" / "metrics.jsonl"):
             tokens += run_log.tokens_of_step(values)

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
+
+from benchmarks.study.tables import Table
 
 GRID = Path(__file__).parent / "grid.yaml"
 BEST = 3
@@ -87,6 +88,19 @@ def mean_scores(entries: list[dict[str, Any]], method: str) -> list[tuple[float,
     return sorted(ranked, key=lambda r: (-r[1], -r[0]))
 
 
+def table(entries: list[dict[str, Any]], grid: dict[str, Any]) -> Table:
+    """What was chosen for each method, with its score, and whether it lies at an end of what was tried."""
+    rows = []
+    for method, spec in grid["methods"].items():
+        if not (ranked := mean_scores(entries, method)):
+            continue
+        value, seeds, chosen = ranked[0]
+        ends = [name for name, of in (("lr", grid["lr"]), ("knob", spec["values"])) if chosen[name] in (of[0], of[-1])]
+        knob, at_end = f"`{spec['knob']}` = {chosen['knob']:g}", ", ".join(ends).replace("lr", "learning rate")
+        rows.append([f"`{method}`", f"{chosen['lr']:g}", knob, f"{value:.2f}", str(seeds), at_end])
+    return Table(["method", "learning rate", "main knob", "score", "seeds", "at an end of the grid"], rows)
+
+
 def main(
     testbeds: Annotated[Path, typer.Option(help="Folder for the testbeds, made where missing: seedN.")],
     out: Annotated[Path, typer.Option(help="JSON lines, one finished point each.")],
@@ -117,12 +131,7 @@ def main(
                 console.print(
                     f"{method} lr {point['lr']} knob {point['knob']} seed {seed}: {last} {entry['seconds']} s"
                 )
-    table = Table("method", "knob", "lr", "value", "score", "seeds")
-    for method in chosen:
-        for rank, (value, count, setting) in enumerate(mean_scores(read(out), method)[:BEST]):
-            cells = (grid["methods"][method]["knob"], f"{setting['lr']:g}", str(setting["knob"]), f"{value:.3f}")
-            table.add_row(method if rank == 0 else "", *cells, str(count))
-    console.print(table)
+    console.print(table(read(out), grid).rich())
 
 
 def _best(entries: list[dict[str, Any]], method: str, seed: int) -> list[tuple[float, int, dict[str, Any]]]:
