@@ -3,7 +3,7 @@
 FSDP2 on gloo shards a model whose only weights are the log-probabilities themselves; each data-parallel worker trains
 on its share of the rows, in micro-batches of its own, with the loss that verl's workers call. With more than one worker
 of a sequence (Ulysses), each of them has a part of the packed tokens, and verl's own functions cut and gather them.
-Worker 0 writes each case's whole gradient.
+Worker 0 writes each case's loss and whole gradient.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def through_ulysses(packed: torch.Tensor) -> torch.Tensor:
     return ulysses.gather_outputs_and_unpad(own[0], gather_dim=0, unpad_dim=0, padding_size=pad)
 
 
-def gradient(aggregation: str, rank: int, workers: int) -> torch.Tensor:
-    """Of data-parallel worker `rank` of `workers`."""
+def loss_and_gradient(aggregation: str, rank: int, workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of data-parallel worker `rank` of `workers`, both averaged over the workers as FSDP averages gradients."""
     model = Policy()
     if dist.get_world_size() > 1:
         fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
@@ -106,11 +106,15 @@ def gradient(aggregation: str, rank: int, workers: int) -> torch.Tensor:
     prefix = PrefixConfig.of({"sft": {"weight": {"initial": 1.0}}})
     given, own = batch(), list(range(rank, ROWS, workers))
     cut = 1 + rank % 3  # micro-batches differ between workers, but not in number
+    total = torch.zeros((), dtype=torch.float64)
     for rows in (own[:cut], own[cut:]):
         output, data = micro_batch(model, given, rows, workers)
-        worker_loss(config, output, data, prefix=prefix)[0].backward()
+        loss = worker_loss(config, output, data, prefix=prefix)[0]
+        loss.backward()
+        total += loss.detach()
+    dist.all_reduce(total)
     found = model.logit.grad
-    return found.full_tensor() if dist.get_world_size() > 1 else found
+    return total / dist.get_world_size(), found.full_tensor() if dist.get_world_size() > 1 else found
 
 
 def main() -> None:
@@ -119,7 +123,7 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size() // sequence, sequence), mesh_dim_names=("dp", "sp"))
     ulysses.set_ulysses_sequence_parallel_group(mesh["sp"].get_group() if sequence > 1 else None)
     rank, workers = mesh["dp"].get_local_rank(), mesh["dp"].size()
-    found = {aggregation: gradient(aggregation, rank, workers) for aggregation in AGGREGATIONS}
+    found = {aggregation: loss_and_gradient(aggregation, rank, workers) for aggregation in AGGREGATIONS}
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[1])
     dist.destroy_process_group()

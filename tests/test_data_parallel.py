@@ -17,8 +17,8 @@ WORKER = Path(__file__).with_name("data_parallel_worker.py")
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory):
-    def of(workers: int, sequence: int) -> dict[str, torch.Tensor]:
+def found(tmp_path_factory):
+    def of(workers: int, sequence: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         out = tmp_path_factory.mktemp("workers") / f"{workers}.pt"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
@@ -39,7 +39,8 @@ SPLITS = [(2, 1), (4, 1), (2, 2), (4, 2)]
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda split: "workers_{}_of_a_sequence_{}".format(*split))
-def test_the_gradient_is_that_of_one_worker(split, gradients):
-    for aggregation, alone in gradients[1, 1].items():
-        assert alone.abs().max() > 0
-        torch.testing.assert_close(gradients[split][aggregation], alone, rtol=1e-9, atol=1e-12, msg=aggregation)
+def test_loss_and_gradient_are_those_of_one_worker(split, found):
+    for aggregation, alone in found[1, 1].items():
+        assert alone[1].abs().max() > 0
+        for one, other in zip(found[split][aggregation], alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=aggregation)

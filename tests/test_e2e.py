@@ -139,16 +139,16 @@ def test_resumed_run_draws_the_same_prefixes(prefix_run, train, tmp_path):
 
 
 def test_asynchronous_trainer_keys_a_prefix_by_the_step_its_prompt_was_issued_at(train, rows, tokenizer, tmp_path):
-    run = train(
-        tmp_path / "async",
-        "prefix_rft",
-        4,
-        "trainer.v1.trainer_mode=prefix_colocate_async",
-        "prefix.schedule.steps=4",
-    )
-    config = PrefixConfig.of({"seed": 0, "schedule": {"steps": 4}})
+    """Also over a resume: what was in flight at the checkpoint is issued again."""
+    mode = ("trainer.v1.trainer_mode=prefix_colocate_async", "prefix.schedule.steps=8", "trainer.resume_mode=auto")
+    train(tmp_path / "async", "prefix_rft", 4, *mode)
+    run = train(tmp_path / "async", "prefix_rft", 6, *mode, "trainer.val_before_train=false")
+    config = PrefixConfig.of({"seed": 0, "schedule": {"steps": 8}})
+    trained_on = [r["row_index"] for rollouts in run.rollouts.values() for r in rollouts if r["session"] == 0]
+    assert len(set(trained_on)) == len(trained_on) == 6 * 8, "a row is trained on once an epoch"
+    assert len(list((tmp_path / "async").glob("metrics.*.jsonl"))) == 1
     behind = 0
-    for step in range(1, 5):
+    for step in range(1, 7):
         metrics = run.metrics[step]
         # a batch may be one policy behind; more would be another policy's
         assert metrics[CORRELATION] > (0.95 if metrics["training/off_policy/trajectory_staleness/max"] else 0.999)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from report_runs import rollout, write_rollouts, write_run
 from typer.testing import CliRunner
 
-from verl_prefix import comparison
+from verl_prefix import comparison, redaction
 from verl_prefix.cli import app
 from verl_prefix.report import curves, differences, page, rollouts
 
@@ -265,13 +265,13 @@ def test_secrets_are_redacted(key, value):
     ]
     assert "S3CRET" not in found
     assert "53123" not in found
-    assert differences.REDACTED in found
+    assert redaction.REDACTED in found
 
 
 def test_limits_in_tokens_are_no_secrets():
-    assert differences.shown("actor.ppo_max_token_len_per_gpu", 16384) == "16384"
-    assert differences.shown("trainer.skip_tokenizer", False) == "False"
-    assert differences.shown("prefix.sft.token_weight", "confidence") == "confidence"
+    assert redaction.shown("actor.ppo_max_token_len_per_gpu", 16384) == "16384"
+    assert redaction.shown("trainer.skip_tokenizer", False) == "False"
+    assert redaction.shown("prefix.sft.token_weight", "confidence") == "confidence"
 
 
 # ---- the page

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import data_prep.tokens
 from data_prep.cli import app as data_app
-from verl_prefix import doctor, startup, tokenizers
+from verl_prefix import doctor, redaction, startup, tokenizers
 from verl_prefix.exceptions import PrefixConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,6 +206,22 @@ def test_neither_banner_nor_warnings_nor_refusals_show_a_secret(capsys, monkeypa
     said += [str(refused.value), repr(refused.value), *capsys.readouterr()]
     assert config.trainer.api_key == secret
     assert not [text for text in said if secret in text]
+
+
+def test_a_secret_in_the_configuration_is_warned_of(capsys):
+    """verl prints it: the plugin can only say so."""
+    config = compose_in_process(
+        "+prefix=grpo", "+trainer.api_key=S3CRET", "+ray_kwargs.ray_init.runtime_env.env_vars.HF_TOKEN=S3CRET"
+    )
+    found = startup._check_secrets(config)
+    assert [warning.split()[0] for warning in found] == [
+        "ray_kwargs.ray_init.runtime_env.env_vars.HF_TOKEN",
+        "trainer.api_key",
+    ]
+    assert not [warning for warning in found if "S3CRET" in warning]
+    assert redaction.secrets(
+        {"a": {"auth_token": "x", "token": "", "prompt_key": "prompt", "stop_token_ids": "1"}}
+    ) == ["a.auth_token"]
 
 
 def test_doctor_shows_no_secret(monkeypatch):

@@ -11,7 +11,7 @@ import warnings
 import wrapt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from verl_prefix import __version__, training_data
+from verl_prefix import __version__, redaction, training_data
 from verl_prefix.config import PrefixConfig
 from verl_prefix.exceptions import PrefixConfigError
 from verl_prefix.names import AGENT_NAME, LOSS_MODE, TRAINER_MODES
@@ -63,7 +63,12 @@ def check(config: DictConfig) -> list[str]:
             "environment (`python -c 'import verl_prefix.plugin'`), and VERL_USE_EXTERNAL_PLUGINS not `none`?",
         )
     prefix = PrefixConfig.of(config.prefix)
-    warn = [*_check_trainer(config, prefix), *_check_lengths(config, prefix), *_check_model(config)]
+    warn = [
+        *_check_trainer(config, prefix),
+        *_check_lengths(config, prefix),
+        *_check_model(config),
+        *_check_secrets(config),
+    ]
     if prefix.sampling.rollouts > 0:
         warn += _check_method(config, prefix)
         warn += training_data.check(
@@ -148,6 +153,14 @@ def _check_trainer(config: DictConfig, prefix: PrefixConfig) -> list[str]:
             "for ever instead of raising an error; watch training/rollout_failure/evicted_samples."
         )
     return warn
+
+
+def _check_secrets(config: DictConfig) -> list[str]:
+    return [
+        f"{key} holds a secret, and verl prints its configuration and keeps it in its loggers' files. Leave it out and "
+        "export it as an environment variable, on every node."
+        for key in redaction.secrets(OmegaConf.to_container(config, resolve=True))
+    ]
 
 
 def _check_method(config: DictConfig, prefix: PrefixConfig) -> list[str]:
