@@ -31,6 +31,7 @@ def metrics(step: int, last: int, seed: int, best: float, prefixes: bool) -> dic
         values |= {
             "prefix/rollout_share": 0.125,
             "prefix/token_share": 0.1,
+            "prefix/generated_tokens": 128 * 25.0 * 0.9,
             "prefix/low": low,
             "prefix/high": 0.95,
             "prefix/ratio/mean": (low + 0.95) / 2 + noise / 3,

@@ -101,6 +101,8 @@ def test_the_rollout_log_has_the_advantages_of_each_token(prefix_run):
                 updated += (min(end, rollout["prefix_chars"]) - min(begin, rollout["prefix_chars"])) * (value != 0)
                 begin = end
         given = sum(rollout["prefix_chars"] for rollout in rollouts)
+        own = sum(len(r["output"]) + (not r["hit_limit"]) for r in rollouts) - given  # a token a character, and the EOS
+        assert prefix_run.metrics[step]["prefix/generated_tokens"] == own
         assert updated / given == pytest.approx(prefix_run.metrics[step]["prefix/updated_share"])
 
 

@@ -51,6 +51,7 @@ def test_values(batch):
     expected = {
         "prefix/rollout_share": 1 / 3,
         "prefix/token_share": 2 / 7,
+        "prefix/generated_tokens": 5,
         "prefix/low": 0.4,
         "prefix/high": 0.9,
         "prefix/ratio/mean": 0.5,

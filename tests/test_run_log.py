@@ -75,13 +75,15 @@ def test_more_than_nine_segments_stay_in_order(tmp_path):
     assert run_log.series(tmp_path / "metrics.jsonl", "x") == [(n, float(n)) for n in range(1, 13)]
 
 
-def test_generated_tokens_leave_prefixes_out(tmp_path):
-    step = {"response_length/mean": 20.0, "prompt_length/mean": 5.0, "perf/total_num_tokens": 250.0}
-    write(tmp_path / "metrics.jsonl", [(1, step | {"prefix/token_share": 0.25})])
-    assert run_log.generated_tokens(tmp_path / "metrics.jsonl") == pytest.approx(200 * 0.75)
+STOCK = {"response_length/mean": 20.0, "prompt_length/mean": 5.0, "perf/total_num_tokens": 250.0}
+
+
+def test_generated_tokens_of_stock_verl_are_its_responses(tmp_path):
+    write(tmp_path / "metrics.jsonl", [(0, {}), (1, STOCK), (2, STOCK)])
+    assert run_log.generated_tokens(tmp_path / "metrics.jsonl") == pytest.approx(400)
 
 
 def test_tokens_of_rollouts_that_a_gate_dropped_were_generated_too(tmp_path):
-    step = {"response_length/mean": 20.0, "prompt_length/mean": 5.0, "perf/total_num_tokens": 250.0}
-    write(tmp_path / "metrics.jsonl", [(1, step | {"gate/dropped_tokens": 30.0})])
-    assert run_log.generated_tokens(tmp_path / "metrics.jsonl") == pytest.approx(230)
+    own = {"prefix/generated_tokens": 120.0, "gate/dropped_tokens": 30.0}
+    write(tmp_path / "metrics.jsonl", [(1, STOCK | own)])  # verl's total has padding in it
+    assert run_log.generated_tokens(tmp_path / "metrics.jsonl") == 150

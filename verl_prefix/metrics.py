@@ -30,6 +30,7 @@ _SIDES = {
 DESCRIPTIONS: dict[str, str] = {
     "prefix/rollout_share": "share of the batch's rollouts that have a prefix",
     "prefix/token_share": "share of the batch's response tokens that are prefix tokens",
+    "prefix/generated_tokens": "tokens that the policy generated, in the rollouts that are trained on",
     "prefix/low": "lower bound low_t of the prefix ratio (at the step of issue), mean over prefixed rollouts",
     "prefix/high": "upper bound of the prefix ratio",
     "prefix/ratio/mean": "mean ratio of prefix length to demonstration length",
@@ -106,6 +107,7 @@ def prefix_metrics(
 
     put("prefix/rollout_share", prefixed[real])
     put_mean("prefix/token_share", in_prefix, valid | in_prefix)
+    put("prefix/generated_tokens", (response_len - prefix_len)[real], torch.sum)
     for name in ("low", "high"):
         put(f"prefix/{name}", rows[name][prefixed])
     put("prefix/ratio/mean", rows["ratio"][prefixed])

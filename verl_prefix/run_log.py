@@ -92,8 +92,10 @@ def generated_tokens(metrics_file: Path) -> float:
 def tokens_of_step(values: Mapping[str, float]) -> float:
     """Tokens that the policy generated in one step, those of rollouts that a gate dropped included, from that step's
     metrics; 0 where it did not train."""
+    if "prefix/generated_tokens" in values:
+        return values["prefix/generated_tokens"] + values.get("gate/dropped_tokens", 0.0)
+    # stock verl: its totals count the padding that fills a batch up, if there is any
     if "response_length/mean" not in values or "perf/total_num_tokens" not in values:
         return 0.0
     per_rollout = values["response_length/mean"] + values["prompt_length/mean"]
-    responses = values["perf/total_num_tokens"] / per_rollout * values["response_length/mean"]
-    return responses * (1 - values.get("prefix/token_share", 0.0)) + values.get("gate/dropped_tokens", 0.0)
+    return values["perf/total_num_tokens"] / per_rollout * values["response_length/mean"]
