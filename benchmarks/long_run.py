@@ -4,8 +4,9 @@
 
 Every few seconds the memory that each process has for itself (USS) is noted with the step that the run has reached. At
 the end: a table and a picture of the medians after warm-up and at the end. USS leaves shared memory out (Ray's object
-store). Exit code 1 if driver, task runner (verl's trainer), training worker, agent loop or grader grew by more than 5 %
-or was never seen, if the rollout log does not hold the steps it was asked to keep, or if the report has no rollouts.
+store). Exit code 1 if driver, task runner (verl's trainer), training worker, agent loop, reward worker or grader grew
+by more than 5 % or was never seen, if the rollout log does not hold the steps it was asked to keep, or if the report
+has no rollouts.
 """
 
 from __future__ import annotations

@@ -35,13 +35,20 @@ class Browser:
                 assert self._process.poll() is None, "Chromium ended"
                 assert time.monotonic() < until, "Chromium opens no port"
                 time.sleep(0.1)
-            with urllib.request.urlopen(f"http://127.0.0.1:{lines[0]}/json") as answer:
-                page = next(target for target in json.load(answer) if target["type"] == "page")
+            while not (page := self._page(lines[0])):
+                assert time.monotonic() < until, "Chromium opens no page"
+                time.sleep(0.1)
             self._socket, self._sent = connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None), 0
         except BaseException:
             self._process.kill()
             raise
         return self
+
+    @staticmethod
+    def _page(port: str) -> dict[str, Any] | None:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://127.0.0.1:{port}/json", timeout=30) as answer:
+            return next((target for target in json.load(answer) if target["type"] == "page"), None)
 
     def __exit__(self, *_: Any) -> None:
         self._socket.close()

@@ -161,7 +161,7 @@ def test_a_resumed_run_without_its_checkpoints_weights_is_noticed(tmp_path):
         (tmp_path / name / "rollouts").mkdir(parents=True)
         for number, entries in enumerate(segments, 1):
             lines = [{"step": s, "data": {"actor/grad_norm": 1.0, kills.REPEATED: v}} for s, v in entries]
-            file = f"metrics.{number}.jsonl" if number < len(segments) else "metrics.jsonl"
+            file = f"metrics.part{number}.jsonl" if number < len(segments) else "metrics.jsonl"
             (tmp_path / name / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
         return tmp_path / name
 

@@ -94,7 +94,8 @@ def test_the_rollout_log_has_the_advantages_of_each_token(prefix_run):
             scores.setdefault(rollout["group"], []).append(rollout["score"])
         for rollout in rollouts:
             advantage = rollout["score"] - sum(scores[rollout["group"]]) / 4
-            assert rollout["advantages"][-1] == [len(rollout["output"]), pytest.approx(advantage, abs=1e-4)]
+            if rollout["output"]:  # else an EOS at once
+                assert rollout["advantages"][-1] == [len(rollout["output"]), pytest.approx(advantage, abs=1e-4)]
             begin = 0
             for end, value in rollout["advantages"]:
                 assert value == pytest.approx(0 if value == 0 else advantage, abs=1e-4)
@@ -148,7 +149,7 @@ def test_asynchronous_trainer_keys_a_prefix_by_the_step_its_prompt_was_issued_at
     config = PrefixConfig.of({"seed": 0, "schedule": {"steps": 8}})
     trained_on = [r["row_index"] for rollouts in run.rollouts.values() for r in rollouts if r["session"] == 0]
     assert len(set(trained_on)) == len(trained_on) == 6 * 8, "a row is trained on once an epoch"
-    assert len(list((tmp_path / "async").glob("metrics.*.jsonl"))) == 1
+    assert len(list((tmp_path / "async").glob("metrics.part*.jsonl"))) == 1
     behind = 0
     for step in range(1, 7):
         metrics = run.metrics[step]

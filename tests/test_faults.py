@@ -69,7 +69,7 @@ def test_what_a_run_has_logged_is_set_aside_before_verl_opens_the_file(make, mon
     (tmp_path / "metrics.jsonl").write_text("before\n")
     monkeypatch.setattr(PPOTrainer, "fit", lambda self, _: FileLogger("project", "experiment").log({"a": 1}, 3))
     run.trainer.fit(None)
-    assert (tmp_path / "metrics.1.jsonl").read_text() == "before\n"
+    assert (tmp_path / "metrics.part1.jsonl").read_text() == "before\n"
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 3
 
 

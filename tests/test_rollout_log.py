@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_prefix.rollout_log import advantage_spans, columns, delete_up_to, text_boundary
+from verl_prefix.rollout_log import MOST_SPANS, advantage_spans, columns, delete_up_to, text_boundary
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,8 @@ class StrippingTokenizer:
 def test_spans_of_advantages_end_where_their_tokens_do(text, data):
     ids = [*text.encode(), 0]
     advantages = data.draw(st.lists(st.sampled_from([0.0, 0.5, -1.0]), min_size=len(ids), max_size=len(ids)))
-    spans = advantage_spans(advantages, text, ids, ByteTokenizer())
+    decode = ByteTokenizer()
+    spans = advantage_spans(advantages, text, ids, lambda token: decode([token]), decode)
     assert [end for end, _ in spans] == sorted({end for end, _ in spans})
     assert (spans[-1][0] if spans else 0) == len(text)
     shown = [
@@ -90,14 +91,24 @@ def test_spans_of_advantages_end_where_their_tokens_do(text, data):
 
 def test_spans_of_a_tokenizer_that_drops_a_leading_space():
     ids = list(map(ord, "ab cd e"))
-    spans = advantage_spans([0, 0, 1, 1, 1, 2, 2], "ab cd e", ids, StrippingTokenizer())
+    decode = StrippingTokenizer()
+    spans = advantage_spans([0, 0, 1, 1, 1, 2, 2], "ab cd e", ids, lambda token: decode([token]), decode)
     assert spans == [[2, 0], [5, 1], [7, 2]]
 
 
+def test_more_spans_than_a_log_has_room_for_are_left_out():
+    many = MOST_SPANS + 1
+    text, ids = "a" * many, [97] * many
+    assert advantage_spans(range(many), text, ids, chr, None) == []
+    assert len(advantage_spans(range(many - 1), text[1:], ids[1:], chr, None)) == MOST_SPANS
+    apart = advantage_spans(range(many - 1), "b" * many, ids[1:], chr, None)
+    assert apart == [], "decoding so many prefixes of the text would hold the trainer up"
+
+
 def test_one_advantage_needs_no_tokens():
-    assert advantage_spans([0.123456789] * 3, "abc", [], None) == [[3, 0.12346]]
-    assert advantage_spans([], "abc", [], None) == []
-    assert advantage_spans([1.0], "", [], None) == []
+    assert advantage_spans([0.123456789] * 3, "abc", [], None, None) == [[3, 0.12346]]
+    assert advantage_spans([], "abc", [], None, None) == []
+    assert advantage_spans([1.0], "", [], None, None) == []
 
 
 def test_old_steps_are_deleted_and_nothing_else(tmp_path):

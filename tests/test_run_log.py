@@ -24,8 +24,9 @@ def test_text_with_line_ends_of_its_own_is_one_line(tmp_path):
     assert list(run_log.steps(tmp_path / "metrics.jsonl")) == [(1, entry["data"])]
 
 
-def test_a_file_is_set_aside_as_the_next_segment(tmp_path):
-    file = tmp_path / "qwen2.5.jsonl"
+@pytest.mark.parametrize("name", ["qwen2.5.jsonl", "metrics", "a[1].jsonl"])
+def test_a_file_is_set_aside_as_the_next_segment(tmp_path, name):
+    file = tmp_path / name
     run_log.set_aside(file)
     write(file, [])
     run_log.set_aside(file)  # nothing in it
@@ -34,6 +35,7 @@ def test_a_file_is_set_aside_as_the_next_segment(tmp_path):
         run_log.set_aside(file)
     assert not file.exists()
     assert len(list(tmp_path.iterdir())) == 11
+    write(file.with_name(f"{file.stem}.part12.more{file.suffix}"), [(99, {})])  # another run's
     write(file, [(12, {"a": 12.0})])
     assert [step for step, _ in run_log.steps(file)] == list(range(1, 13))
 
@@ -60,9 +62,9 @@ def test_no_file_yet(tmp_path):
 
 
 def test_segments_of_a_resumed_run_are_one_curve(tmp_path):
-    write(tmp_path / "metrics.1.jsonl", [(s, {"x": s / 10, "y": 0.0}) for s in range(6)])
+    write(tmp_path / "metrics.part1.jsonl", [(s, {"x": s / 10, "y": 0.0}) for s in range(6)])
     # resumed at the checkpoint of step 3, validated there, killed in step 5
-    write(tmp_path / "metrics.2.jsonl", [(3, {"val-core/easy/acc/mean@1": 0.5}), (4, {"x": 40.0})])
+    write(tmp_path / "metrics.part2.jsonl", [(3, {"val-core/easy/acc/mean@1": 0.5}), (4, {"x": 40.0})])
     write(tmp_path / "metrics.jsonl", [(4, {"x": 400.0}), (5, {"x": 500.0})])
     assert run_log.series(tmp_path / "metrics.jsonl", "x") == [(0, 0), (1, 0.1), (2, 0.2), (3, 0.3), (4, 400), (5, 500)]
     assert run_log.accuracies(tmp_path / "metrics.jsonl") == {"easy": [(3, 0.5)]}
@@ -70,7 +72,7 @@ def test_segments_of_a_resumed_run_are_one_curve(tmp_path):
 
 def test_more_than_nine_segments_stay_in_order(tmp_path):
     for n in range(1, 12):
-        write(tmp_path / f"metrics.{n}.jsonl", [(n, {"x": float(n)})])
+        write(tmp_path / f"metrics.part{n}.jsonl", [(n, {"x": float(n)})])
     write(tmp_path / "metrics.jsonl", [(12, {"x": 12.0})])
     assert run_log.series(tmp_path / "metrics.jsonl", "x") == [(n, float(n)) for n in range(1, 13)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from omegaconf import OmegaConf
 from tests_support import PRESETS, compose_in_process
 
 from benchmarks.study import run, tune
@@ -141,7 +142,12 @@ def _setting(spec, knob):
     overrides = dict(override.split("=") for override in spec.get("overrides", []))
     if "preset" not in spec:
         return spec["sft_lr"], 0
-    return spec["lr"], spec["sft_steps"] if knob == "sft_steps" else yaml.safe_load(overrides[knob])
+    if knob == "sft_steps":
+        return spec["lr"], spec["sft_steps"]
+    if knob not in overrides:  # the preset's own
+        composed = compose_in_process(f"+prefix={spec['preset']}")
+        return spec["lr"], OmegaConf.select(composed, knob)
+    return spec["lr"], yaml.safe_load(overrides[knob])
 
 
 def test_methods_run_at_the_settings_that_tuning_chose():
@@ -153,10 +159,7 @@ def test_methods_run_at_the_settings_that_tuning_chose():
             continue
         _, seeds, chosen = tune.mean_scores(entries, method)[0]
         assert seeds == 2
-        if spec["knob"] == "prefix.loss.shaping_gamma":  # the preset's own
-            assert (methods[method]["lr"], 0.1) == (chosen["lr"], chosen["knob"])
-        else:
-            assert _setting(methods[method], spec["knob"]) == (chosen["lr"], chosen["knob"]), method
+        assert _setting(methods[method], spec["knob"]) == (chosen["lr"], chosen["knob"]), method
 
 
 def test_points_of_a_curve_add_up_tokens_and_seconds_of_both_phases(tmp_path, monkeypatch):

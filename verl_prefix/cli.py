@@ -35,14 +35,14 @@ def watch(
 ) -> None:
     """Follow a training run: its plugin lines, a progress bar, and each validation as it comes."""
     metrics, log = run / "metrics.jsonl", run / "console.log"
-    shown_lines, shown_step, last_step = 0, -1, 0
+    shown_lines, shown_step, last_step = len(_plugin_lines(log)), -1, 0  # a resumed run's log has its earlier ones
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("starting Ray, FSDP2 and vLLM (1 to 2 min)", total=steps)
         alive = True
         while alive:
             alive = _alive(pid)
-            lines = [line for line in _lines(log) if line.startswith("[verl_prefix")]
+            lines = _plugin_lines(log)
             for line in lines[shown_lines:]:
                 console.print(line, style="dim", highlight=False, markup=False)
             shown_lines = max(shown_lines, len(lines))
@@ -84,6 +84,10 @@ def _alive(pid: int) -> bool:
         return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def _plugin_lines(file: Path) -> list[str]:
+    return [line for line in _lines(file) if line.startswith("[verl_prefix")]
 
 
 def _lines(file: Path) -> list[str]:

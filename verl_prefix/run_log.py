@@ -1,12 +1,11 @@
 """What a run has written: verl's `file` logger (`metrics.jsonl`).
 
-That logger overwrites its file when a run is resumed. The trainer therefore moves what is there to `metrics.N.jsonl`
-first, and every reader here takes the segments together.
+That logger overwrites its file when a run is resumed. The trainer therefore moves what is there to
+`metrics.partN.jsonl` first, and every reader here takes the segments together.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
@@ -25,10 +24,10 @@ def file_of(project: str, experiment: str) -> Path:
 
 
 def set_aside(metrics_file: Path) -> None:
-    """Make what is in the file a segment of its own: `metrics.N.jsonl`, N one more than the last."""
+    """Make what is in the file a segment of its own: `metrics.partN.jsonl`, N one more than the last."""
     if metrics_file.exists() and metrics_file.stat().st_size:
-        last = max(_set_aside(metrics_file), default=0)
-        metrics_file.rename(metrics_file.with_suffix(f".{last + 1}{metrics_file.suffix}"))
+        number = max(_set_aside(metrics_file), default=0) + 1
+        metrics_file.rename(metrics_file.with_name(f"{metrics_file.stem}.part{number}{metrics_file.suffix}"))
 
 
 def steps(metrics_file: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -53,8 +52,9 @@ def segments(metrics_file: Path) -> Iterator[list[tuple[int, dict[str, float]]]]
 
 
 def _set_aside(metrics_file: Path) -> dict[int, Path]:
-    files = metrics_file.parent.glob(f"{glob.escape(metrics_file.stem)}.*{metrics_file.suffix}")
-    return {int(n): file for file in files if (n := file.name.split(".")[-2]).isdigit()}
+    name = re.compile(rf"{re.escape(metrics_file.stem)}\.part(\d+){re.escape(metrics_file.suffix)}")
+    found = ((name.fullmatch(file.name), file) for file in metrics_file.parent.glob("*.part*"))
+    return {int(match[1]): file for match, file in found if match}
 
 
 def _entries(file: Path) -> Iterator[tuple[int, dict[str, float]]]:

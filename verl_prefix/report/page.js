@@ -324,7 +324,7 @@
     function card(group) {
       const scores = group[ROLLOUTS].map((r) => r[SCORE]).filter((s) => s !== null);
       const mean = scores.length ? scores.reduce((a, b) => a + b, 0) / scores.length : null;
-      const most = Math.max(...group[ROLLOUTS].flatMap(advantages).map(Math.abs));
+      const [, most] = extent(group[ROLLOUTS].flatMap(advantages).map(Math.abs));
       const follow = make("button", { type: "button", on: { click: () => {
         Object.assign(filter, { prompt: group[PROMPT], text: "", step: "", page: 0 });
         text.value = group[ROW] || "(this prompt)";
@@ -372,7 +372,7 @@
       make("p", { class: "soft" }, `${data.sample} Whole groups, evenly over the run, the same prompts first at every step. Texts longer than ${data.shortened} characters are shortened in the middle; control and direction characters are spelled out. `,
         make("mark", {}, "Prefixes"), " are from the demonstration. ", ...(shaded ? ["Tokens that the update makes ",
           make("span", { class: "up s4" }, "more likely"), " and ", make("span", { class: "down s4" }, "less likely"),
-          ", the darker, the larger their advantage within the group; without colour: advantage 0. "] : []), "Rollouts of a group that the filter does not ask for are faded."),
+          ", the darker, the larger their advantage within the group; without colour: advantage 0; an SFT term is not shown. "] : []), "Rollouts of a group that the filter does not ask for are faded."),
       make("div", { class: "bar" }, make("label", {}, "run", run), make("label", {}, "step", step), make("label", {}, "prompt", text),
         make("label", {}, "role", role), make("label", {}, "score", low, high)),
       pager, list];
