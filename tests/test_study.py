@@ -301,7 +301,7 @@ def test_candidates_are_compared_at_the_tokens_that_the_published_setting_needs(
 
     def entry(name, seed, *hard):
         curve = {"tokens": [0, 1000, 2000], "hard": list(hard), "easy": [0.0, 0.5, 1.0]}
-        return {"name": name, "seed": seed, "lr": 1e-3, "overrides": ["a=1"], "curve": curve}
+        return {"name": name, "seed": seed, "lr": 1e-3, "steps": 125, "overrides": ["a=1"], "curve": curve}
 
     entries = [
         entry("published", 1, 0.0, 0.6, 0.8),
@@ -311,7 +311,7 @@ def test_candidates_are_compared_at_the_tokens_that_the_published_setting_needs(
     assert explore.budget(entries) == pytest.approx(1000, abs=3)
     assert explore.at(entries[2], "hard", 1500) == pytest.approx(0.7)
     console = Console(width=200, record=True)
-    console.print(explore.table(entries))
+    console.print(explore.table(entries).rich())
     lines = console.export_text().splitlines()
     assert any("published" in line and "0.70" in line and "1: 0.60, 2: 0.80" in line for line in lines)
     with pytest.raises(Exception, match="more steps"):
