@@ -110,7 +110,7 @@ def checkpoint(run: Path) -> int:
 
 def segments(run: Path) -> int:
     """How often the run has been resumed and has got as far as its loop."""
-    return len(list(run.glob("metrics.part*.jsonl")))
+    return len(list(run_log.segments(run / "metrics.jsonl"))) - 1
 
 
 def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Random, grace: float) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
             if process.returncode and last_step(run) < steps:
                 raise typer.BadParameter(f"the run did not come up again after the kill before: see {run}.out.")
             return {}
-        begun = segments(run) >= before and metrics.exists()  # what is there is of this start
+        begun = segments(run) >= before  # the newest segment is of this start
         if ready is None and (early or (begun and last_step_since_start(run) >= wanted)):
             ready = time.monotonic()
         if ready is not None and time.monotonic() - ready >= after and (victim := processes.find(kind)):

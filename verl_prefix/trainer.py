@@ -268,7 +268,7 @@ class PrefixTrainer(PPOTrainer):
             "reward_info": [fields.get("reward_extra_info") or {} for fields in extra],
             # filled by `_estimate`; verl's own estimators have no entropy clip
             "clip_kept": torch.zeros(0, dtype=torch.bool),
-            # filled by `_prefix_metrics`; what the gate has dropped has none
+            # for the rollout log, filled by `_prefix_metrics`; what the gate has dropped has none
             "advantages": [torch.zeros(0)] * len(records),
         }
 
@@ -376,8 +376,9 @@ class PrefixTrainer(PPOTrainer):
         padded = {**data.to_padded_tensor(), **known}
         require_finite(self.global_steps, batch.keys, rewards=rewards, advantages=padded["advantages"])
         response_len = rewards.offsets().diff()
-        lengths = torch.where(self._step_columns["real"], response_len, 0).tolist()
-        self._step_columns["advantages"] = [row[:n] for row, n in zip(padded["advantages"], lengths, strict=True)]
+        if self.config.trainer.get("rollout_data_dir"):  # without a log they need not outlive the estimator
+            lengths = torch.where(self._step_columns["real"], response_len, 0).tolist()
+            self._step_columns["advantages"] = [row[:n] for row, n in zip(padded["advantages"], lengths, strict=True)]
         rollout = self.config.actor_rollout_ref.rollout
         return prefix_metrics(
             reward=rewards.sum(-1),
