@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from tests_support import PRESETS, compose_in_process
 
@@ -202,6 +203,8 @@ def test_data_of_its_own_lies_apart(tmp_path, monkeypatch):
     wrong.prepare()
     assert called[0][-1] == "--wrong-share=0.25"
     assert str(wrong.testbed) == called[0][called[0].index("--out") + 1] != str(plain.testbed)
+    (parsed,) = OverridesParser.create().parse_overrides([f"data.train_files={wrong.testbed}/train.parquet"])
+    assert parsed.value() == f"{wrong.testbed}/train.parquet"
 
 
 def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(tmp_path, monkeypatch):

@@ -37,8 +37,10 @@ class Study:
 
     def __init__(self, out: Path, method: str, seed: int, spec: dict[str, Any], steps: int, rollouts: int):
         self.method, self.seed, self.spec = method, seed, spec
-        self.data = [f"--{name.replace('_', '-')}={value}" for name, value in spec.get("testbed", {}).items()]
-        self.testbed = out / "".join([f"testbed_seed{seed}", *(option.replace("--", "_") for option in self.data)])
+        data = spec.get("testbed", {})
+        self.data = [f"--{name.replace('_', '-')}={value}" for name, value in data.items()]
+        # no `=`: the path is a value of a Hydra override
+        self.testbed = out / "_".join([f"testbed_seed{seed}", *(f"{name}_{value}" for name, value in data.items())])
         self.folder = out / "runs" / f"{method}_seed{seed}"
         self.sft_steps = spec.get("sft_steps", 0) if "preset" in spec else steps
         self.rl_steps = steps - self.sft_steps
