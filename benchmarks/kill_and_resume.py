@@ -14,6 +14,7 @@ differs. All processes of a killed run are stopped before it is started again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -63,7 +64,7 @@ class Processes:
                 self._seen |= {(child.pid, child.create_time()): child for child in process.children(recursive=True)}
             except psutil.NoSuchProcess:
                 continue
-        return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self._seen.values() if _alive(process)]
 
     def find(self, kind: str) -> psutil.Process | None:
         for process in self.look():
@@ -77,8 +78,16 @@ class Processes:
     def stop(self) -> None:
         while alive := self.look():
             for process in alive:
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             psutil.wait_procs(alive, timeout=10)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between the two questions
+        return False
 
 
 def start(testbed: Path, run: Path, steps: int, *overrides: str) -> subprocess.Popen:
@@ -207,7 +216,7 @@ def main(
     testbed: Annotated[Path, typer.Option(help="Made by `python -m data_prep.testbed`.", exists=True)],
     out: Annotated[Path, typer.Option(help="Folder to write to; a second call goes on with it.")],
     kills: Annotated[int, typer.Option(min=1)] = 21,
-    steps: Annotated[int, typer.Option(help="Of the run; enough that it is not over before the last kill.")] = 80,
+    steps: Annotated[int, typer.Option(help="Of the run; enough that it is not over before the last kill.")] = 140,
     seed: Annotated[int, typer.Option(help="Of victims' moments.")] = 0,
     grace: Annotated[float, typer.Option(help="Seconds a run may take to end after a kill.")] = 120,
 ) -> None:

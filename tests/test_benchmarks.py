@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -124,6 +125,24 @@ def test_what_a_killed_run_started_is_found_and_stopped():
     root.wait()
     assert len(processes.look()) == 3
     processes.stop()
+    assert processes.look() == []
+
+
+def test_a_process_may_end_between_two_looks_at_it():
+    kills = load("kill_and_resume")
+
+    class Ending:
+        def is_running(self):
+            return True
+
+        def children(self, recursive):
+            return []
+
+        def status(self):
+            raise kills.psutil.NoSuchProcess(17)
+
+    processes = kills.Processes(os.getpid())
+    processes._root = processes._seen[17, 0.0] = Ending()
     assert processes.look() == []
 
 
