@@ -66,14 +66,14 @@ class Processes:
                 continue
         return [process for process in self._seen.values() if _alive(process)]
 
-    def find(self, kind: str) -> psutil.Process | None:
+    def kill(self, kind: str) -> bool:
+        """One process of that kind, if there is one."""
         for process in self.look():
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 if VICTIMS[kind] in " ".join(process.cmdline()):
-                    return process
-            except psutil.NoSuchProcess:
-                continue
-        return None
+                    process.kill()
+                    return True
+        return False
 
     def stop(self) -> None:
         while alive := self.look():
@@ -142,11 +142,10 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
         begun = segments(run) >= before  # the newest segment is of this start
         if ready is None and (early or (begun and last_step_since_start(run) >= wanted)):
             ready = time.monotonic()
-        if ready is not None and time.monotonic() - ready >= after and (victim := processes.find(kind)):
+        at = last_step(run)
+        if ready is not None and time.monotonic() - ready >= after and processes.kill(kind):
             break
         time.sleep(0.5)
-    at = last_step(run)
-    victim.kill()
     killed = time.monotonic()
     while process.poll() is None and time.monotonic() - killed < grace:
         processes.look()
