@@ -5,13 +5,15 @@
     python benchmarks/bench_scale.py --factors 1 --json    # one size
 
 The step is the real one: `PrefixTrainerSync` runs `_balance_batch`, `_compute_old_log_prob`, `_compute_advantage`,
-`_compute_metrics` and `_log_rollout_data` on synthetic rollouts (responses of T/2 to T tokens, one with T), and each
-method of the plugin's in them is measured apart from verl's code around it. Two things are stand-ins: the workers,
+`_compute_metrics` and `_log_rollout_data` on synthetic rollouts (responses of T/2 to T tokens, one with T), and the
+plugin's methods in them are measured apart from verl's code around them (but that verl's log writes the plugin's
+columns as well, and that a gate spreads the rows, counts as verl's). Two things are stand-ins: the workers,
 which have the answer ready, and TransferQueue's network. The store below sends every get and put through
 TransferQueue's own encoder, copies each frame once, decodes, and packs the rows as its client does.
 
 - Bytes: all frames of the plugin's gets and puts. They follow from the sizes; no clock is involved.
-- Time: CPU time of the process, the fastest of `--repeats` steps. It is this machine's; compare shares and growth.
+- Time: CPU time of the process, of each part the fastest of `--repeats` steps. It is this machine's; compare shares and
+  growth.
 - Memory: growth of the resident set at its highest inside a part, by the kernel's high-water mark (as
   `bench_advantage.py`); what was freed before goes back to the kernel first. Linux with glibc only.
 - Growth: slope of log(cost) over log(size); 1 is linear.
@@ -55,6 +57,8 @@ PARTS = {
     "_prefix_metrics": "metrics",
     "_rollout_log_columns": "rollout log",
 }
+#: function of `verl_prefix.trainer` -> the same
+FUNCTIONS = {"require_finite": "finite checks", "grader_metrics": "metrics"}
 VERL = "verl's own"
 PLUGIN = "the plugin"
 
@@ -331,6 +335,8 @@ def step(trainer: Any, store: Store, size: Size, folder: str) -> dict[str, float
     """What the driver does between generation and update, and after it."""
     from transfer_queue import KVBatchMeta
 
+    import verl_prefix.trainer
+
     keys, tags, columns = rollouts(size, trainer.prefix)
     store.fields.clear()
     store.place.clear()
@@ -339,7 +345,11 @@ def step(trainer: Any, store: Store, size: Size, folder: str) -> dict[str, float
     names = ("kv_batch_get", "kv_batch_put")
     metrics: dict[str, float] = {}
     patched = mock.patch.multiple("transfer_queue", **{name: getattr(store, name) for name in names})
-    with patched, store.meter.part(VERL):
+    measured = mock.patch.multiple(
+        "verl_prefix.trainer",
+        **{name: store.meter.wrap(part, getattr(verl_prefix.trainer, name)) for name, part in FUNCTIONS.items()},
+    )
+    with patched, measured, store.meter.part(VERL):
         batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
         batch = trainer._balance_batch(batch, metrics)
         store.tags = dict(zip(batch.keys, batch.tags, strict=True))
@@ -354,7 +364,7 @@ def step(trainer: Any, store: Store, size: Size, folder: str) -> dict[str, float
 
 
 def measure(size: Size, preset: str, repeats: int = 1) -> dict[str, Cost]:
-    """Part -> cost of one step, of the fastest; the plugin's parts also in sum (memory: the largest)."""
+    """Part -> cost of one step, the fastest of each; the plugin's parts also in sum (memory: the largest)."""
     best: dict[str, Cost] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats):
@@ -427,7 +437,8 @@ def by_part(costs: dict[str, Cost]) -> Table:
     for name in ("part", "share of driver time", "got MB", "put MB", "requests", "peak extra MB"):
         table.add_column(name, justify="left" if name == "part" else "right")
     total = costs[PLUGIN].seconds + costs[VERL].seconds
-    for name in [*(part for part in PARTS.values() if part in costs), PLUGIN, VERL]:
+    parts = dict.fromkeys([*PARTS.values(), *FUNCTIONS.values()])
+    for name in [*(part for part in parts if part in costs), PLUGIN, VERL]:
         cost = costs[name]
         numbers = (cost.got / 1e6, cost.put / 1e6, cost.requests, cost.memory / 1e6)
         table.add_row(name, f"{cost.seconds / total:.1%}", *(f"{number:.4g}" for number in numbers))

@@ -255,30 +255,35 @@ def check_vocabulary(
     prefix_BT = advantage.prefix_mask(batch.prefix_len_B, batch.mask_BT)
     flat = [x.reshape(-1) for x in (batch.credit().advantages, prefix_BT)]
 
-    def block(at: int) -> tuple[Tensor, Tensor, Tensor]:
+    def block(chosen: slice | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_NV.grad = None
         log_prob_N, entropy_N = log_prob_and_entropy(logits_NV, word_N)
-        adv_N, prefix_N = (x[at : at + chunk] for x in flat)
+        adv_N, prefix_N = (x[chosen] for x in flat)
         lines = [x[None] for x in (log_prob_N, old_N, adv_N, prefix_N)]
         loss_N = token_policy_loss(*lines, config=PrefixConfig().loss, **CLIP).loss_BT[0]
         loss_N.sum().backward()
         return log_prob_N.detach(), entropy_N, loss_N.detach()
 
-    log_prob_N, entropy_N, _ = block(0)
-    errors = {"log p": 0.0, "entropy": 0.0, "gradient of the logits": 0.0}
+    # Compared on tokens that have an advantage, from all over the batch: most prefix tokens have none.
+    some_N = flat[0].nonzero().squeeze(1)
+    some_N = some_N[torch.linspace(0, len(some_N) - 1, chunk, device=device).long()]
+    log_prob_N, entropy_N, loss_N = block(some_N)
+    errors = {"log p": 0.0, "entropy": 0.0, "loss": 0.0, "gradient of the logits": 0.0}
     for n in range(0, chunk, max(chunk // SAMPLE, 1)):
         log_p, entropy, gradient_V = reference_softmax(logits_NV.detach()[n], int(word_N[n]))
-        x = log_p, float(old_N[n]), float(flat[0][n])
+        x = log_p, float(old_N[n]), float(flat[0][some_N[n]])
         errors["log p"] = max(errors["log p"], abs(float(log_prob_N[n]) - log_p) / 1e-4)
         errors["entropy"] = max(errors["entropy"], abs(float(entropy_N[n]) - entropy) / 1e-3)
+        loss, slope = reference_loss(*x)
+        errors["loss"] = max(errors["loss"], abs(float(loss_N[n]) - loss) / (1e-3 * (1 + abs(loss))))
         if not _near_a_bound(*x):
-            exact_V = reference_loss(*x)[1] * gradient_V
+            exact_V = slope * gradient_V
             tolerance = 2.0**-8 if dtype == torch.bfloat16 else 1e-4
             off = float((logits_NV.grad[n].double().cpu() - exact_V).abs().max())
             errors["gradient of the logits"] = max(errors["gradient of the logits"], off / tolerance)
 
     starts = range(0, rows * tokens - chunk + 1, chunk)
-    took = seconds(lambda: [block(at) for at in starts], device, repeats)
+    took = seconds(lambda: [block(slice(at, at + chunk)) for at in starts], device, repeats)
     moved = 3 * len(starts) * logits_NV.numel() * logits_NV.element_size()
     name = str(dtype).removeprefix("torch.")
     whole = f"logits to loss and back, {name}"

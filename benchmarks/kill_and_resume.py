@@ -3,13 +3,15 @@
     python benchmarks/kill_and_resume.py --testbed runs/quickstart/testbed_seed0 --out runs/kills
 
 The process to be killed (SIGKILL) takes turns: driver, task runner, training worker, rollout server, vLLM's engine,
-agent loop, Ray's head. The moment is random: some seconds into the start, or some steps after the run has gone on. A
-run that does not end by itself within --grace seconds counts as hung; all of it is then stopped, as a user would do.
+agent loop, Ray's head. The moment is random: some seconds into the start (one in three), or some steps after the run
+has gone on. A run that does not end by itself within --grace seconds counts as hung; all of it is then stopped, as a
+user would do.
 
 At the end: one line per kill, and what differs from the run that was left alone: rows, prefixes, lines of the rollout
-log, steps of the metrics. And whether each resumed segment went on with the weights of its checkpoint: the entropy of
-the prefix tokens at a step that two segments have taken depends on weights and prefixes alone. Exit code 1 if anything
-differs. All processes of a killed run are stopped before it is started again.
+log, steps of the metrics. Whether each start went on right after the last checkpoint; whether it did so with the
+checkpoint's weights: the entropy of the prefix tokens at a step that two starts have taken depends on weights and
+prefixes alone; and whether the optimizer has counted every step. Exit code 1 if anything differs. All processes of a
+killed run are stopped before it is started again.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +48,8 @@ VICTIMS = {
     "Ray head": "gcs_server",
 }
 PROMPTS, ROLLOUTS, SAVE_EVERY = 8, 4, 2
+#: seconds in which a start has to come to the step at which it is to be killed
+START_LIMIT = 400
 #: of a step that was taken again: a function of weights and prefixes, and how far float32 may move it
 REPEATED, TOLERANCE = "prefix/prefix_entropy", 1e-4
 DRAWN = ("row_index", "session", "demo_index", "prefix_len", "prefix_ids")
@@ -59,11 +65,18 @@ class Processes:
 
     def look(self) -> list[psutil.Process]:
         """Those alive."""
-        for process in [self._root, *self._seen.values()]:
-            try:
-                self._seen |= {(child.pid, child.create_time()): child for child in process.children(recursive=True)}
-            except psutil.NoSuchProcess:
-                continue
+        children = defaultdict(list)
+        for process in psutil.process_iter(["ppid", "create_time"]):
+            children[process.info["ppid"]].append(process)
+        parents = [process.pid for process in [self._root, *self._seen.values()] if _alive(process)]
+        while parents:
+            new = [
+                child
+                for child in children.pop(parents.pop(), ())
+                if (child.pid, child.info["create_time"]) not in self._seen
+            ]
+            self._seen |= {(child.pid, child.info["create_time"]): child for child in new}
+            parents += [child.pid for child in new]
         return [process for process in self._seen.values() if _alive(process)]
 
     def kill(self, kind: str) -> bool:
@@ -106,9 +119,9 @@ def last_step(run: Path) -> int:
     return max((step for step, _ in run_log.steps(run / "metrics.jsonl")), default=0)
 
 
-def last_step_since_start(run: Path) -> int:
+def steps_since_start(run: Path) -> list[int]:
     *_, newest = run_log.segments(run / "metrics.jsonl")
-    return max((step for step, _ in newest), default=0)
+    return [step for step, _ in newest]
 
 
 def checkpoint(run: Path) -> int:
@@ -122,25 +135,57 @@ def segments(run: Path) -> int:
     return len(list(run_log.segments(run / "metrics.jsonl"))) - 1
 
 
-def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Random, grace: float) -> dict[str, Any]:
-    """Start the run, kill one process of it, wait for its end. `{}` if it had finished before."""
-    began, saved, metrics = time.monotonic(), checkpoint(run), run / "metrics.jsonl"
-    before = segments(run) + bool(metrics.exists() and metrics.stat().st_size)
+def next_segment(run: Path) -> int:
+    """The number that the segment of the next start will have."""
+    metrics = run / "metrics.jsonl"
+    return segments(run) + bool(metrics.exists() and metrics.stat().st_size)
+
+
+def optimizer_steps(run: Path) -> int:
+    """How many steps the optimizer of the last checkpoint has counted."""
+    file = run / "checkpoints" / f"global_step_{checkpoint(run)}" / "actor" / "optim_world_size_1_rank_0.pt"
+    state = torch.load(file, weights_only=False)["state"]  # this run's own
+    (counted,) = {int(entry["step"]) for entry in state.values()}
+    return counted
+
+
+def run_until(testbed: Path, run: Path, steps: int, step: int) -> int | None:
+    """Start the run, stop it once `step` is done; the first step that it has taken, None if none was to be taken."""
+    if last_step(run) >= step:
+        return None
+    before = next_segment(run)
     process = start(testbed, run, steps)
     processes = Processes(process.pid)
-    early = rng.random() < 0.2
-    after = rng.uniform(20, 60) if early else rng.uniform(0, 3)
+    while last_step(run) < step or segments(run) < before:
+        processes.look()
+        if process.poll() is not None:
+            processes.stop()
+            raise typer.BadParameter(f"{run} ended before step {step}: see {run}.out.")
+        time.sleep(1)
+    process.kill()
+    process.wait()
+    processes.stop()
+    return min(steps_since_start(run), default=None)
+
+
+def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Random, grace: float) -> dict[str, Any]:
+    """Start the run, kill one process of it, wait for its end."""
+    began, saved, before = time.monotonic(), checkpoint(run), next_segment(run)
+    process = start(testbed, run, steps)
+    processes = Processes(process.pid)
+    early = rng.random() < 1 / 3
+    after = rng.uniform(0, 60) if early else rng.uniform(0, 3)
     wanted = saved + rng.randint(1, 2 * SAVE_EVERY)
     ready = None
     while True:
         processes.look()
-        if process.poll() is not None:
+        ended, late = process.poll() is not None, time.monotonic() - began > START_LIMIT
+        if ended or late:
             processes.stop()
-            if process.returncode and last_step(run) < steps:
-                raise typer.BadParameter(f"the run did not come up again after the kill before: see {run}.out.")
-            return {}
+            how = f"did not take step {wanted} in {START_LIMIT} s" if late else "ended before it was killed"
+            raise typer.BadParameter(f"{run} {how}: see {run}.out; if it was done, give it more --steps.")
         begun = segments(run) >= before  # the newest segment is of this start
-        if ready is None and (early or (begun and last_step_since_start(run) >= wanted)):
+        if ready is None and (early or (begun and max(steps_since_start(run), default=0) >= wanted)):
             ready = time.monotonic()
         at = last_step(run)
         if ready is not None and time.monotonic() - ready >= after and processes.kill(kind):
@@ -155,8 +200,16 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
     process.kill()
     process.wait()
     processes.stop()
-    seconds = round(killed - began, 1)
-    return {"killed": kind, "seconds": seconds, "step": at, "checkpoint": checkpoint(run), "ended": ended, "left": left}
+    return {
+        "killed": kind,
+        "seconds": round(killed - began, 1),
+        "from": saved,  # the checkpoint that it was started from
+        "first": min(steps_since_start(run), default=None) if segments(run) >= before else None,
+        "step": at,
+        "checkpoint": checkpoint(run),
+        "ended": ended,
+        "left": left,
+    }
 
 
 def rollouts(run: Path) -> dict[int, list[dict]]:
@@ -200,9 +253,9 @@ def differences(run: Path, alone: Path, steps: int, resumed: Iterable[int] = ())
         kept = {line.get("uid") for line in lines}
         if len(lines) != PROMPTS * ROLLOUTS or len(kept) != len(lines) or None in kept:
             yield f"step {step}: {len(lines)} lines in the rollout log, {len(kept - {None})} rollouts"
-        if _drawn(lines) != _drawn(other[step]):
+        if _drawn(lines) != _drawn(other.get(step, [])):
             yield f"step {step}: other rows or prefixes"
-    if spare := set(mine) - set(range(1, steps + 1)):
+    if spare := set(mine) - set(range(1, steps + 2)):  # the run may have been at work on the next one
         yield f"rollouts of steps {sorted(spare)}"
     if missing := set(missing_metrics(run, steps)) - set(resumed):
         yield f"no metrics of steps {sorted(missing)}"
@@ -215,7 +268,7 @@ def main(
     testbed: Annotated[Path, typer.Option(help="Made by `python -m data_prep.testbed`.", exists=True)],
     out: Annotated[Path, typer.Option(help="Folder to write to; a second call goes on with it.")],
     kills: Annotated[int, typer.Option(min=1)] = 21,
-    steps: Annotated[int, typer.Option(help="Of the run; enough that it is not over before the last kill.")] = 140,
+    steps: Annotated[int, typer.Option(help="Of the run; enough that it is not over before the last kill.")] = 300,
     seed: Annotated[int, typer.Option(help="Of victims' moments.")] = 0,
     grace: Annotated[float, typer.Option(help="Seconds a run may take to end after a kill.")] = 120,
 ) -> None:
@@ -227,20 +280,24 @@ def main(
     for number in range(len(done), kills):
         kind = list(VICTIMS)[number % len(VICTIMS)]
         entry = kill_once(testbed, run, steps, kind, random.Random(f"{seed}/{number}"), grace)
-        if not entry:
-            raise typer.BadParameter(f"the run ended after {len(done)} kills (see {run}.out): give it more --steps.")
         done.append(entry)
         with record.open("a") as file:
             file.write(json.dumps(entry) + "\n")
         console.print(f"[{number + 1}/{kills}]", entry, markup=False)
-    for folder in (run, alone):
-        if last_step(folder) < steps and start(testbed, folder, steps).wait():
-            raise typer.BadParameter(f"{folder} did not run to its end: see {folder}.out.")
-    table = Table("killed", "after, s", "at step", "checkpoint", "run ended after, s", "processes left")
-    for e in done:
+    # one last start, and as many steps of a run that is left alone
+    compared, saved = last_step(run), checkpoint(run)
+    first = run_until(testbed, run, steps, compared + 2 * SAVE_EVERY)
+    compared = last_step(run) - 1
+    run_until(testbed, alone, steps, compared)
+    done.append({"from": saved, "first": first})
+    table = Table("killed", "after, s", "first step", "at step", "checkpoint", "run ended after, s", "processes left")
+    for e in done[:-1]:
         ended = "hung" if e["ended"] is None else str(e["ended"])
-        table.add_row(e["killed"], str(e["seconds"]), str(e["step"]), str(e["checkpoint"]), ended, str(e["left"]))
+        table.add_row(
+            *(str(e[key]) for key in ("killed", "seconds", "first", "step", "checkpoint")), ended, str(e["left"])
+        )
     console.print(table)
+    console.print(f"the optimizer of checkpoint {checkpoint(run)} has counted {optimizer_steps(run)} steps")
     again = list(repeated(run))
     largest = max((abs(one - other) for _, one, other in again), default=0.0)
     console.print(
@@ -249,10 +306,20 @@ def main(
     for name, folder in (("killed", run), ("left alone", alone)):
         rewards = [value for _, value in run_log.series(folder / "metrics.jsonl", "on_policy/reward")]
         console.print(f"mean on-policy reward of the run {name}: {sum(rewards) / len(rewards):.3f}")
-    if missing := missing_metrics(run, steps):
+    if missing := missing_metrics(run, compared):
         console.print(f"no metrics of {missing}: where a checkpoint is, a kill came between it and its line")
-    found = list(differences(run, alone, steps, [entry["checkpoint"] for entry in done]))
-    for line in found or ["no difference: same rows and prefixes in every step, no line lost or doubled"]:
+    found = list(differences(run, alone, compared, [entry["from"] for entry in done]))
+    found += [
+        f"started from checkpoint {e['from']}, went on with step {e['first']}"
+        for e in done
+        if e["first"] not in (None, e["from"] + 1)
+    ]
+    if optimizer_steps(run) != checkpoint(run):
+        found.append("the optimizer has not counted every step")
+    if not again:
+        found.append("no step was taken again: nothing says that weights were restored")
+    same = f"no difference in {compared} steps: same rows and prefixes in each, no line lost or doubled"
+    for line in found or [same]:
         console.print(line, markup=False)
     raise typer.Exit(bool(found))
 

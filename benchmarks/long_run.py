@@ -31,6 +31,7 @@ KINDS = {
     **VICTIMS,
     "reward worker": "ray::RewardLoopWorker",
     "grader": "verl_prefix.grading",
+    "vLLM worker": "VLLM::Worker",
     "TransferQueue": "ray::TransferQueueController",
     "TransferQueue's store": "ray::SimpleStorageUnit",
 }
@@ -106,24 +107,30 @@ def main(
     more = (f"prefix.monitor.rollout_log_steps={KEPT}", "trainer.save_freq=100")
     process = start(testbed, run, steps, *more, "reward.custom_reward_function.path=pkg://verl_prefix.reward")
     processes = Processes(process.pid)
-    with record.open("w") as lines:
-        while process.poll() is None:
-            time.sleep(every)
-            sample = {"step": last_step(run), "memory": memory(processes)}
-            if sample["memory"]:
-                samples.append(sample)
-                print(json.dumps(sample), file=lines, flush=True)
-                console.print(f"step {sample['step']}/{steps}", end="\r")
+    try:
+        with record.open("w") as lines:
+            while process.poll() is None:
+                time.sleep(every)
+                sample = {"step": last_step(run), "memory": memory(processes)}
+                if sample["memory"]:
+                    samples.append(sample)
+                    print(json.dumps(sample), file=lines, flush=True)
+                    console.print(f"step {sample['step']}/{steps}", end="\r")
+    finally:
+        processes.stop()
     if process.returncode:
         raise typer.BadParameter(f"{run} did not run to its end: see {run}.out.")
-    grown, table = [], Table("process", f"MB at steps {warm_up}-{2 * warm_up}", f"MB in the last {warm_up}", "growth")
+    between = samples[-1]["step"] - 2 * warm_up  # from the middle of one window to that of the other
+    head = (f"MB at steps {warm_up}-{2 * warm_up}", f"MB in the last {warm_up}", "growth", "kB a step")
+    grown, table = [], Table("process", *head)
     for kind in KINDS:
         if not any(kind in sample["memory"] for sample in samples):
             grown += [kind] * (kind in OURS)
-            table.add_row(kind, "never seen", "", "")
+            table.add_row(kind, "never seen")
         else:
             first, end = growth(samples, kind, warm_up)
-            table.add_row(kind, f"{first:.0f}", f"{end:.0f}", f"{end / first - 1:+.1%}")
+            slope = (end - first) * 1024 / between
+            table.add_row(kind, f"{first:.0f}", f"{end:.0f}", f"{end / first - 1:+.1%}", f"{slope:+.1f}")
             if kind in OURS and end > first * (1 + LIMIT):
                 grown.append(kind)
     console.print(table)

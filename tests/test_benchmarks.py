@@ -36,7 +36,7 @@ def test_the_gpu_check_holds_at_a_small_size_on_the_cpu():
     gpu_check = load("gpu_check")
     results = gpu_check.check(16, 64, 512, 128, torch.device("cpu"), repeats=1)
     errors = {result.what: result.error for result in results if result.error is not None}
-    assert len(errors) == 12
+    assert len(errors) == 14
     assert max(errors.values()) <= 1, errors
 
 
@@ -44,7 +44,7 @@ def test_the_gpu_check_holds_at_a_small_size_on_the_cpu():
     ("mistake", "noticed"),
     [
         ("clip", ["estimator, entropy clip", "entropy clip alone"]),
-        ("loss", ["token loss, float32", "token loss, bfloat16"]),
+        ("loss", ["token loss, float32", "token loss, bfloat16", "  loss, float32", "  loss, bfloat16"]),
         ("log_prob", ["  log p, float32", "  gradient of the logits, bfloat16"]),
     ],
 )
@@ -132,11 +132,10 @@ def test_a_process_may_end_between_two_looks_at_it():
     kills = load("kill_and_resume")
 
     class Ending:
+        pid = 2**22 + 1
+
         def is_running(self):
             return True
-
-        def children(self, recursive):
-            return []
 
         def status(self):
             raise kills.psutil.NoSuchProcess(17)

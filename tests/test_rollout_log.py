@@ -28,6 +28,8 @@ def test_columns_follow_the_order_of_the_keys():
     step_columns = {
         "prefix_len": torch.tensor([0, 2, 0]),
         "real": torch.tensor([True, True, False]),
+        "row_index": [7, 8, 8],
+        "session": [1, 0, 0],
         "demo_index": torch.tensor([-1, 1, 1]),
         "demo_len": torch.tensor([0, 9, 9]),
         "ratio": torch.tensor([0.0, 0.25, 0.25]),
@@ -40,13 +42,13 @@ def test_columns_follow_the_order_of_the_keys():
         rows=[0, 1, 2],
         outputs=["ab", "cde", ""],
         response_ids=[[], [99, 100, 101], []],
-        row_index=[7, 7, 7],
         step_columns=step_columns,
         decode=lambda ids: "".join(map(chr, ids)),
     )
     assert log["role"] == ["on_policy", "prefixed", "padding"]
     assert log["group"] == ["u", "u", "pad"]
     assert log["session"] == [1, 0, 0]
+    assert log["row_index"] == [7, 8, 8]
     assert log["prefix_ids"] == [[], [99, 100], []]
     assert log["prefix_chars"] == [0, 2, 0]
     assert log["demo_index"] == [-1, 1, -1]

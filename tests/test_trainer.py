@@ -42,6 +42,8 @@ def store(monkeypatch):
 KEYS = ["a_0_0", "a_1_0", "pad_0_0"]
 STEP_COLUMNS = {
     "keys": KEYS,
+    "row_index": [7, 8, 8],
+    "session": [0, 1, 0],
     "prefix_len": torch.tensor([2, 0, 0]),
     "real": torch.tensor([True, True, False]),
     "trained": torch.tensor([True, True, False]),
@@ -95,7 +97,6 @@ def test_nothing_is_put_where_no_row_has_a_prefix(store, monkeypatch):
 def test_the_rollout_log_fetches_the_responses_it_needs(store, advantages, fetched, spans):
     """Of prefixed rows, and of those whose tokens have several advantages."""
     keep(store, "responses", [torch.tensor([97, 98, 99]), torch.tensor([100, 101]), torch.tensor([0])])
-    keep(store, "index", [7, 8, 8])
     decode = lambda ids, skip_special_tokens: "".join(map(chr, ids))  # noqa: E731
     columns = {**STEP_COLUMNS, "advantages": [torch.tensor(row) for row in advantages]}
     step = SimpleNamespace(_step_columns=columns, tokenizer=SimpleNamespace(decode=decode))

@@ -166,7 +166,8 @@ def entropy_clip_mask(
 
     Of n competing prefix tokens exactly ceil(share * n) are chosen (paper, Sec. 3.2: the 20 % with the highest
     entropy), with `share` read as the decimal number that it was written as. Equal entropies at the threshold go by
-    position, earlier rows and tokens first, so the choice does not depend on hardware or on how the batch is packed.
+    position, earlier rows and tokens first: the trainer brings the rows into an order of their own first
+    (`verl_prefix.credit.row_order`), so the choice depends neither on hardware nor on who finished first.
 
     `keep=random` ranks the tokens by one uniform number each, drawn in row order on the CPU from a `torch.Generator`
     seeded with a hash of (`seed`, `global_step`): the same on every device and whatever T is padded to.

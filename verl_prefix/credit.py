@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from verl_prefix.advantage import entropy_clip_mask, likelihood_advantages, prefix_mask, shape_advantages
@@ -24,6 +25,11 @@ class Credit(NamedTuple):
     clip_kept: Tensor
 
 
+def row_order(row_index: Sequence[int | str], session: Sequence[int]) -> Tensor:
+    """(B,) the batch's rows by training row and rollout, whatever order they came back in and workers were given."""
+    return torch.tensor(sorted(range(len(session)), key=lambda row: (str(row_index[row]), session[row])))
+
+
 def assign(
     estimator: Callable[..., tuple[Tensor, Tensor]],
     *,
@@ -34,6 +40,7 @@ def assign(
     entropy: Tensor,
     rows: Mapping[str, Tensor],
     global_step: int,
+    order: Tensor | None = None,
 ) -> Credit:
     """Advantages of one training batch.
 
@@ -46,6 +53,7 @@ def assign(
         entropy: (B, T) of the old policy in nats.
         rows: per-row columns (B,) `prefix_len`, `demo_len`, `low`, `high`, `hit_limit`.
         global_step: training step.
+        order: (B,) `row_order`, in which the entropy clip draws at random and breaks ties; None: as the rows stand.
     """
     prefix_len = rows["prefix_len"]
     advantages, returns = estimator(
@@ -57,7 +65,12 @@ def assign(
     )
     # The estimator would clip as well, given the entropy; the mask is also a metric, and is computed once.
     is_prefix = prefix_mask(prefix_len, response_mask)
-    kept = entropy_clip_mask(entropy, is_prefix, config.entropy_clip, seed=config.seed, global_step=global_step)
+    order = torch.arange(len(prefix_len)) if order is None else order
+    prefixed = order[prefix_len.cpu()[order] > 0].to(is_prefix.device)
+    kept = torch.ones_like(is_prefix)
+    kept[prefixed] = entropy_clip_mask(
+        entropy[prefixed], is_prefix[prefixed], config.entropy_clip, seed=config.seed, global_step=global_step
+    )
     advantages = shape_advantages(
         advantages.masked_fill(~kept, 0.0),
         prefix_len=prefix_len,

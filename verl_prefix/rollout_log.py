@@ -102,7 +102,6 @@ def columns(
     rows: Sequence[int],
     outputs: Sequence[str],
     response_ids: Sequence[list[int]],
-    row_index: Sequence[Any],
     step_columns: dict[str, Any],
     decode: Callable[[Any], str],
 ) -> dict[str, list]:
@@ -118,19 +117,17 @@ def columns(
         rows: its place in `step_columns`.
         outputs: its response as verl decoded it for the log.
         response_ids: its token ids; may be [] without a prefix and with one advantage throughout.
-        row_index: its training row.
         step_columns: the trainer's per-row columns; `advantages` are (T,) a row, or empty.
         decode: from token ids to the text that `outputs` has for them.
     """
     log: dict[str, list] = defaultdict(list)
     piece = functools.cache(lambda token: decode([token]))
-    for key, row, output, ids, index in zip(keys, rows, outputs, response_ids, row_index, strict=True):
-        uid, session, _ = key.rsplit("_", 2)
+    for key, row, output, ids in zip(keys, rows, outputs, response_ids, strict=True):
         length = int(step_columns["prefix_len"][row])
         real = bool(step_columns["real"][row])
-        log["group"].append(uid)
-        log["session"].append(int(session))
-        log["row_index"].append(index)
+        log["group"].append(key.rsplit("_", 2)[0])
+        log["session"].append(step_columns["session"][row])
+        log["row_index"].append(step_columns["row_index"][row])
         log["role"].append((PREFIXED if length else ON_POLICY) if real else PADDING)
         log["prefix_len"].append(length)
         log["prefix_chars"].append(text_boundary(output, decode(ids[:length])) if length else 0)

@@ -252,7 +252,7 @@ class PrefixTrainer(PPOTrainer):
     def _fetch_prefix_columns(self, batch: KVBatchMeta, trained: bool = True) -> dict[str, Any]:
         """Per-row columns (B,) of the batch in its present order."""
         data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["prefix_len", "extra_fields"]
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["prefix_len", "extra_fields", "index"]
         )
         # Synthetic padding rows copy a real row's columns.
         real = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
@@ -265,6 +265,8 @@ class PrefixTrainer(PPOTrainer):
             "real": real,
             "trained": real & trained,
             "keys": list(batch.keys),
+            "row_index": _as_list(data["index"]),
+            "session": [int(key.rsplit("_", 2)[1]) for key in batch.keys],
             "reward_info": [fields.get("reward_extra_info") or {} for fields in extra],
             # filled by `_estimate`; verl's own estimators have no entropy clip
             "clip_kept": torch.zeros(0, dtype=torch.bool),
@@ -353,6 +355,7 @@ class PrefixTrainer(PPOTrainer):
             config=self.prefix,
             entropy=entropy,
             rows=self._step_columns,
+            order=credit.row_order(self._step_columns["row_index"], self._step_columns["session"]),
             global_step=self.global_steps,
             **given,
         )
@@ -412,13 +415,11 @@ class PrefixTrainer(PPOTrainer):
             data = tq.kv_batch_get(keys=[keys[at] for at in needed], partition_id="train", select_fields=["responses"])
             for at, response in zip(needed, data["responses"].unbind(), strict=True):
                 response_ids[at] = response.tolist()
-        index = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["index"])["index"]
         return rollout_log.columns(
             keys=keys,
             rows=rows,
             outputs=outputs,
             response_ids=response_ids,
-            row_index=_as_list(index),
             step_columns=self._step_columns,
             decode=partial(self.tokenizer.decode, skip_special_tokens=True),
         )
