@@ -81,6 +81,13 @@ def of_table(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [r for r in results if r["method"] == first and (not seeds or r["seed"] in seeds)] + chosen
 
 
+def on_the_same_seeds(results: list[dict[str, Any]], method: str, other: str) -> float:
+    """Mean last hard accuracy of `other` on the seeds of `method`; NaN if it lacks one of them."""
+    seeds = {result["seed"] for result in results if result["method"] == method}
+    last = {result["seed"]: result["curve"][-1]["hard"] for result in results if result["method"] == other}
+    return float(np.mean([last[seed] for seed in seeds])) if seeds <= last.keys() else float("nan")
+
+
 def fill(page: str, results: list[dict[str, Any]]) -> str:
     """`page` with a table in every block: of these results, or of what `tune` and `explore` have found."""
 
@@ -88,24 +95,26 @@ def fill(page: str, results: list[dict[str, Any]]) -> str:
         if found[2] in SEARCHES:
             return f"{found[1]}{SEARCHES[found[2]]().markdown()}\n{found[3]}"
         chosen, equal = of_table(results, found[2]), None
-        if found[2] in GOALS:
-            first = chosen[0]["method"]
+        first = yaml.safe_load(METHODS.read_text())["tables"][found[2]][0]
+        if found[2] in GOALS and any(result["method"] == first for result in chosen):
             equal = tokens_until([result for result in chosen if result["method"] == first], GOALS[found[2]])
-        return f"{found[1]}{markdown(chosen, equal)}\n{found[3]}"
+        return f"{found[1]}{markdown(chosen, equal, first)}\n{found[3]}"
 
     return BLOCK.sub(block, page)
 
 
-def markdown(results: list[dict[str, Any]], equal: int | None = None) -> str:
-    """The table, as Markdown; `equal`: the tokens of its last column, by default `budget`."""
+def markdown(results: list[dict[str, Any]], equal: int | None = None, first: str | None = None) -> str:
+    """The table, as Markdown; `equal`: the tokens of its last column, by default `budget`; `first`: a method whose hard
+    accuracy on the same seeds stands beside each other's."""
     equal = budget(results) if equal is None else equal
-    head = ["method", "seeds", "easy", "hard (range)", "updates", "generated tokens", "minutes of training"]
-    head.append(f"easy, hard at {equal / 1e6:.2f} M tokens")
+    head = ["method", "seeds", "easy", "hard (range)", *([f"`{first}`, same seeds"] if first else [])]
+    head += ["updates", "generated tokens", "minutes of training", f"easy, hard at {equal / 1e6:.2f} M tokens"]
     lines = []
     for row in rows(results, equal):
         low, high = row["hard_range"]
         spread = f" ({low:.2f}-{high:.2f})" if row["seeds"] > 1 else ""
         cells = [f"`{row['method']}`", str(row["seeds"]), f"{row['easy']:.2f}", f"{row['hard']:.2f}{spread}"]
+        cells += [f"{on_the_same_seeds(results, row['method'], first):.2f}"] if first else []
         cells += [f"{row['updates']:.0f}", f"{row['tokens'] / 1e6:.2f} M", f"{row['seconds'] / 60:.1f}"]
         lines.append([*cells, f"{row['easy_at']:.2f}, {row['hard_at']:.2f}"])
     return Table(head, lines).markdown()

