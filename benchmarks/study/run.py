@@ -1,7 +1,8 @@
 """Runs of the comparison through stock verl, one after the other: `python -m benchmarks.study.run METHODS SEEDS`.
 
 A finished run is one JSON file of the results folder and is not repeated; an interrupted one goes on from its last
-checkpoint (an SFT phase, which takes a minute, from its beginning). recipes/compare_cpu.sh sets up the environment and calls this.
+checkpoint (an SFT phase, which takes a minute, from its beginning). recipes/compare_cpu.sh sets up the environment and
+calls this.
 """
 
 from __future__ import annotations
