@@ -45,5 +45,8 @@ setup(
         "verl.plugins": ["verl_prefix = verl_prefix.plugin"],
         "console_scripts": ["verl-prefix = verl_prefix.cli:app"],
     },
-    classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12)),
+    ],
 )
