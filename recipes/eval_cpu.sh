@@ -5,6 +5,8 @@
 # recipes/evaluate_cpu.sh gives the same accuracy through verl's validation.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ $# -ge 3 ] || { echo "usage: bash recipes/eval_cpu.sh TESTBED MODEL OUT [options of verl-prefix eval]" >&2; exit 2; }
+command -v verl-prefix >/dev/null || { echo "verl-prefix is not on the PATH: source .venv/bin/activate" >&2; exit 2; }
 TESTBED=$1 MODEL=$2 OUT=$3
 shift 3
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1

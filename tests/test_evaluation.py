@@ -566,6 +566,11 @@ def test_checkpoints_are_found_and_what_has_no_weights_says_how_to_merge(model, 
         checkpoints.resolve(str(step.parent))
     (exported / "model.safetensors").write_bytes(b"1")
     assert checkpoints.resolve(str(step)) == str(exported.resolve())
+    merged = Path(merge.target_dir)
+    merged.mkdir()
+    for file in exported.iterdir():
+        file.rename(merged / file.name)
+    assert checkpoints.resolve(str(step)) == str(merged.resolve())
     for missing in ("./nowhere", "/no/where", "a/b/c"):
         with pytest.raises(EvaluationError, match="does not exist"):
             checkpoints.resolve(missing)

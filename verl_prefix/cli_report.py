@@ -30,8 +30,9 @@ def compare(
         print(json.dumps(comparison.as_json(found), indent=2))
     elif found:
         console.print(comparison.table(found, console.width))
+        area = "area: mean accuracy over the steps. " if console.width >= comparison.WIDE else ""
         console.print(
-            "area: mean accuracy over the steps. M tokens: millions that the policy itself generated in training, "
+            f"{area}M tokens: millions that the policy itself generated in training, "
             "prefixes not counted. hours: training steps, validation not counted."
         )
     silent = [run.name for run in found_runs if run.name not in {result.run for result in found}]

@@ -206,16 +206,16 @@ _FORMATS = {
 _HEADINGS = {"generated_tokens": "M tokens"}
 
 
-_WIDE = 100
+WIDE = 100
 _LEFT_OUT_WHEN_NARROW = ("area", "updates")
 
 
-def table(found: Sequence[Result], width: int = _WIDE) -> Table:
+def table(found: Sequence[Result], width: int = WIDE) -> Table:
     """One row per run and problems; below the seeds of a method their mean and range.
 
     In a terminal of less than 100 characters without the columns that tell least.
     """
-    measures = [measure for measure in MEASURES if width >= _WIDE or measure not in _LEFT_OUT_WHEN_NARROW]
+    measures = [measure for measure in MEASURES if width >= WIDE or measure not in _LEFT_OUT_WHEN_NARROW]
     shown = Table(title="Held-out accuracy, without prefixes", box=None, padding=(0, 1))
     for column in ("run", "problems"):
         shown.add_column(column, overflow="fold")

@@ -18,7 +18,7 @@ def draw(runs: Mapping[str, Path], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (accuracy, prefixes, rewards) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, (accuracy, prefixes, rewards) = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
     for colour, (label, file) in zip(_COLOURS * len(runs), runs.items(), strict=False):
         for style, (source, curve) in zip(_STYLES, sorted(run_log.accuracies(file).items()), strict=False):
             accuracy.plot(*zip(*curve, strict=True), style, color=colour, marker="o", ms=3, label=f"{label}: {source}")
@@ -39,7 +39,7 @@ def draw(runs: Mapping[str, Path], picture: Path) -> None:
         axis.set(title=title, xlabel="step", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below, so that no curve is hidden
         else:
             axis.text(0.5, 0.5, "no prefixed rollouts", ha="center", transform=axis.transAxes, color="grey")
     picture.parent.mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,7 @@ def picture(results: list[dict[str, Any]], file: Path) -> None:
                 xlabel=label, ylim=(0, 1), ylabel=f"{kind} problems, held-out accuracy" if key == "updates" else ""
             )
             panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=9)
+    panels[1][0].legend(fontsize=9, ncol=2, loc="lower right")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
