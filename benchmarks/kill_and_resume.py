@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -48,7 +49,7 @@ VICTIMS = {
     "Ray head": "gcs_server",
 }
 PROMPTS, ROLLOUTS, SAVE_EVERY = 8, 4, 2
-#: seconds in which a start has to come to the step at which it is to be killed
+#: seconds in which a start has to come to the moment at which it is to be killed
 START_LIMIT = 400
 #: of a step that was taken again: a function of weights and prefixes, and how far float32 may move it
 REPEATED, TOLERANCE = "prefix/prefix_entropy", 1e-4
@@ -141,12 +142,11 @@ def next_segment(run: Path) -> int:
     return segments(run) + bool(metrics.exists() and metrics.stat().st_size)
 
 
-def optimizer_steps(run: Path) -> int:
-    """How many steps the optimizer of the last checkpoint has counted."""
+def optimizer_steps(run: Path) -> set[int]:
+    """How many steps the optimizer of the last checkpoint has counted, over its parameters."""
     file = run / "checkpoints" / f"global_step_{checkpoint(run)}" / "actor" / "optim_world_size_1_rank_0.pt"
     state = torch.load(file, weights_only=False)["state"]  # this run's own
-    (counted,) = {int(entry["step"]) for entry in state.values()}
-    return counted
+    return {int(entry["step"]) for entry in state.values()}
 
 
 def run_until(testbed: Path, run: Path, steps: int, step: int) -> int | None:
@@ -182,7 +182,7 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
         ended, late = process.poll() is not None, time.monotonic() - began > START_LIMIT
         if ended or late:
             processes.stop()
-            how = f"did not take step {wanted} in {START_LIMIT} s" if late else "ended before it was killed"
+            how = f"had no {kind} to kill after {START_LIMIT} s" if late else "ended before it was killed"
             raise typer.BadParameter(f"{run} {how}: see {run}.out; if it was done, give it more --steps.")
         begun = segments(run) >= before  # the newest segment is of this start
         if ready is None and (early or (begun and max(steps_since_start(run), default=0) >= wanted)):
@@ -255,13 +255,23 @@ def differences(run: Path, alone: Path, steps: int, resumed: Iterable[int] = ())
             yield f"step {step}: {len(lines)} lines in the rollout log, {len(kept - {None})} rollouts"
         if _drawn(lines) != _drawn(other.get(step, [])):
             yield f"step {step}: other rows or prefixes"
-    if spare := set(mine) - set(range(1, steps + 2)):  # the run may have been at work on the next one
+    if spare := set(mine) - set(range(1, steps + 3)):  # the last one, and what the run was at work on
         yield f"rollouts of steps {sorted(spare)}"
     if missing := set(missing_metrics(run, steps)) - set(resumed):
         yield f"no metrics of steps {sorted(missing)}"
     for step, before, again in repeated(run):
         if abs(before - again) > TOLERANCE:
             yield f"step {step}: prefix entropy {before:.6f} before the kill, {again:.6f} after it"
+
+
+def wrong_starts(done: list[dict[str, Any]]) -> list[str]:
+    """Starts that did not go on with the step after their checkpoint; None: killed before the first step."""
+    wrong = (entry for entry in done if entry["first"] not in (None, entry["from"] + 1))
+    return [f"started from checkpoint {entry['from']}, went on with step {entry['first']}" for entry in wrong]
+
+
+def _write(record: Path, done: list[dict[str, Any]]) -> None:
+    record.write_text("".join(json.dumps(entry) + "\n" for entry in done))
 
 
 def main(
@@ -281,23 +291,26 @@ def main(
         kind = list(VICTIMS)[number % len(VICTIMS)]
         entry = kill_once(testbed, run, steps, kind, random.Random(f"{seed}/{number}"), grace)
         done.append(entry)
-        with record.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        _write(record, done)
         console.print(f"[{number + 1}/{kills}]", entry, markup=False)
-    # one last start, and as many steps of a run that is left alone
-    compared, saved = last_step(run), checkpoint(run)
-    first = run_until(testbed, run, steps, compared + 2 * SAVE_EVERY)
+    if done[-1]["killed"]:  # one last start, that is stopped by this script
+        saved = checkpoint(run)
+        first = run_until(testbed, run, steps, last_step(run) + 2 * SAVE_EVERY)
+        done.append({"killed": None, "from": saved, "first": first})
+        _write(record, done)
     compared = last_step(run) - 1
-    run_until(testbed, alone, steps, compared)
-    done.append({"from": saved, "first": first})
+    if last_step(alone) <= compared:
+        shutil.rmtree(alone, ignore_errors=True)  # one that is resumed is not left alone
+        run_until(testbed, alone, steps, compared + 1)
     table = Table("killed", "after, s", "first step", "at step", "checkpoint", "run ended after, s", "processes left")
-    for e in done[:-1]:
+    for e in (entry for entry in done if entry["killed"]):
         ended = "hung" if e["ended"] is None else str(e["ended"])
         table.add_row(
             *(str(e[key]) for key in ("killed", "seconds", "first", "step", "checkpoint")), ended, str(e["left"])
         )
     console.print(table)
-    console.print(f"the optimizer of checkpoint {checkpoint(run)} has counted {optimizer_steps(run)} steps")
+    counted = optimizer_steps(run)
+    console.print(f"the optimizer of checkpoint {checkpoint(run)} has counted {counted} steps")
     again = list(repeated(run))
     largest = max((abs(one - other) for _, one, other in again), default=0.0)
     console.print(
@@ -309,12 +322,8 @@ def main(
     if missing := missing_metrics(run, compared):
         console.print(f"no metrics of {missing}: where a checkpoint is, a kill came between it and its line")
     found = list(differences(run, alone, compared, [entry["from"] for entry in done]))
-    found += [
-        f"started from checkpoint {e['from']}, went on with step {e['first']}"
-        for e in done
-        if e["first"] not in (None, e["from"] + 1)
-    ]
-    if optimizer_steps(run) != checkpoint(run):
+    found += wrong_starts(done)
+    if counted != {checkpoint(run)}:
         found.append("the optimizer has not counted every step")
     if not again:
         found.append("no step was taken again: nothing says that weights were restored")

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # ---- edit here, or set the variables ----
 MODEL=${MODEL:-models/Qwen2.5-Math-7B-16k}  # Hugging Face folder, or global_step_N with a Hugging Face export
 DATA=${DATA:-data/eval}                     # converted sets
-OUT=${OUT:-runs/eval_$(basename "$(dirname "$MODEL")")_$(basename "$MODEL")} # samples.jsonl, summary.json
+OUT=${OUT:-runs/eval_${MODEL//\//_}}        # samples.jsonl, summary.json
 GPUS=${GPUS:-8}                             # one vLLM engine on each
 # gpqa-diamond is gated: log in to the hub first, or leave it out
 SETS=${SETS:-aime24 aime25 amc23 math500 minerva olympiadbench arc-challenge gpqa-diamond mmlu-pro}

@@ -132,8 +132,6 @@ def test_a_process_may_end_between_two_looks_at_it():
     kills = load("kill_and_resume")
 
     class Ending:
-        pid = 2**22 + 1
-
         def is_running(self):
             return True
 
@@ -190,6 +188,25 @@ def test_a_resumed_run_without_its_checkpoints_weights_is_noticed(tmp_path):
     lost = write("lost", first, [(3, 0.9)])
     found = [line for line in kills.differences(lost, lost, 0) if "prefix entropy" in line]
     assert found == ["step 3: prefix entropy 0.700000 before the kill, 0.900000 after it"]
+
+
+def test_a_start_that_does_not_go_on_after_its_checkpoint_is_noticed(tmp_path):
+    kills = load("kill_and_resume")
+    early, right, wrong = ({"from": 4, "first": first} for first in (None, 5, 1))
+    assert kills.wrong_starts([early, right]) == []
+    assert kills.wrong_starts([right, wrong]) == ["started from checkpoint 4, went on with step 1"]
+
+    assert kills.next_segment(tmp_path) == 0  # no run yet
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "data": {}}) + "\n")
+    assert kills.next_segment(tmp_path) == 1
+    assert kills.segments(tmp_path) == 0
+
+    saved = tmp_path / "checkpoints" / "global_step_4" / "actor"
+    saved.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("4")
+    state = {name: {"step": torch.tensor(float(step))} for name, step in (("a", 4), ("b", 2))}
+    torch.save({"state": state}, saved / "optim_world_size_1_rank_0.pt")
+    assert kills.optimizer_steps(tmp_path) == {4, 2}
 
 
 # --- long_run

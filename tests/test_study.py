@@ -269,6 +269,10 @@ def test_a_table_has_its_first_method_on_the_seeds_of_the_others():
     assert results.of_table([*runs, other, result("grpo", 1)], "ablations") == [runs[1], other]
     assert results.of_table(runs, "ablations") == runs
     page = "before\n<!-- table ablations -->\nold\n<!-- end of table -->\nafter\n"
+    both = [result("uniform", seed, point(0, 0, 0.0), point(10, 1000, 0.5)) for seed in (1, 2)]
+    filled = results.fill(page, [*runs, other, *both, result("top50", 3, point(10, 1000, 0.6))])
+    assert "| `uniform` | 2 | 1.00 | 0.50 (0.50-0.50) | 0.55 |" in filled
+    assert "| `top50` | 1 | 1.00 | 0.60 | – |" in filled  # `prefix_rft` has no run on seed 3
     filled = results.fill(page, [*runs, other])
     assert "old" not in filled
     assert "| `frozen` | 1 | 1.00 | 0.40 | 0.30 | 10 |" in filled  # 0.30: `prefix_rft` on seed 2

@@ -39,7 +39,7 @@ def draw(runs: Mapping[str, Path], picture: Path) -> None:
         axis.set(title=title, xlabel="step", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below, so that no curve is hidden
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below: hides no curve
         else:
             axis.text(0.5, 0.5, "no prefixed rollouts", ha="center", transform=axis.transAxes, color="grey")
     picture.parent.mkdir(parents=True, exist_ok=True)

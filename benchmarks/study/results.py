@@ -81,11 +81,11 @@ def of_table(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [r for r in results if r["method"] == first and (not seeds or r["seed"] in seeds)] + chosen
 
 
-def on_the_same_seeds(results: list[dict[str, Any]], method: str, other: str) -> float:
-    """Mean last hard accuracy of `other` on the seeds of `method`; NaN if it lacks one of them."""
+def on_the_same_seeds(results: list[dict[str, Any]], method: str, other: str) -> str:
+    """Mean last hard accuracy of `other` on the seeds of `method`; a dash if it lacks one of them."""
     seeds = {result["seed"] for result in results if result["method"] == method}
     last = {result["seed"]: result["curve"][-1]["hard"] for result in results if result["method"] == other}
-    return float(np.mean([last[seed] for seed in seeds])) if seeds <= last.keys() else float("nan")
+    return f"{np.mean([last[seed] for seed in seeds]):.2f}" if seeds <= last.keys() else "–"
 
 
 def fill(page: str, results: list[dict[str, Any]]) -> str:
@@ -114,7 +114,7 @@ def markdown(results: list[dict[str, Any]], equal: int | None = None, first: str
         low, high = row["hard_range"]
         spread = f" ({low:.2f}-{high:.2f})" if row["seeds"] > 1 else ""
         cells = [f"`{row['method']}`", str(row["seeds"]), f"{row['easy']:.2f}", f"{row['hard']:.2f}{spread}"]
-        cells += [f"{on_the_same_seeds(results, row['method'], first):.2f}"] if first else []
+        cells += [on_the_same_seeds(results, row["method"], first)] if first else []
         cells += [f"{row['updates']:.0f}", f"{row['tokens'] / 1e6:.2f} M", f"{row['seconds'] / 60:.1f}"]
         lines.append([*cells, f"{row['easy_at']:.2f}, {row['hard_at']:.2f}"])
     return Table(head, lines).markdown()

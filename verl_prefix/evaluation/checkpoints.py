@@ -8,7 +8,7 @@ from pathlib import Path
 from verl_prefix.exceptions import EvaluationError
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-#: where verl's FSDP and Megatron checkpoints keep a Hugging Face export, below `global_step_N`, or `resolve` says to merge
+#: where verl's FSDP and Megatron checkpoints keep a Hugging Face export, below `global_step_N`; `merged`: see `resolve`
 _EXPORTS = ("", "merged", "huggingface", "actor/huggingface", "model/huggingface", "actor/model/huggingface")
 #: bytes read at either end of a weight file
 _PIECE = 1 << 16
