@@ -120,9 +120,9 @@ def last_step(run: Path) -> int:
     return max((step for step, _ in run_log.steps(run / "metrics.jsonl")), default=0)
 
 
-def steps_since_start(run: Path) -> list[int]:
-    *_, newest = run_log.segments(run / "metrics.jsonl")
-    return [step for step, _ in newest]
+def steps_of(run: Path, segment: int) -> list[int]:
+    """Steps that a start has logged, by the number of its segment; [] before it has got as far as its loop."""
+    return [step for entries in list(run_log.segments(run / "metrics.jsonl"))[segment:] for step, _ in entries]
 
 
 def checkpoint(run: Path) -> int:
@@ -149,14 +149,12 @@ def optimizer_steps(run: Path) -> set[int]:
     return {int(entry["step"]) for entry in state.values()}
 
 
-def run_until(testbed: Path, run: Path, steps: int, step: int) -> int | None:
-    """Start the run, stop it once `step` is done; the first step that it has taken, None if none was to be taken."""
-    if last_step(run) >= step:
-        return None
-    before = next_segment(run)
+def run_until(testbed: Path, run: Path, steps: int, step: int) -> int:
+    """Start the run, stop it once `step` is done; the first step that it has taken."""
+    segment = next_segment(run)
     process = start(testbed, run, steps)
     processes = Processes(process.pid)
-    while last_step(run) < step or segments(run) < before:
+    while max(steps_of(run, segment), default=0) < step:
         processes.look()
         if process.poll() is not None:
             processes.stop()
@@ -165,12 +163,12 @@ def run_until(testbed: Path, run: Path, steps: int, step: int) -> int | None:
     process.kill()
     process.wait()
     processes.stop()
-    return min(steps_since_start(run), default=None)
+    return min(steps_of(run, segment))
 
 
 def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Random, grace: float) -> dict[str, Any]:
     """Start the run, kill one process of it, wait for its end."""
-    began, saved, before = time.monotonic(), checkpoint(run), next_segment(run)
+    began, saved, segment = time.monotonic(), checkpoint(run), next_segment(run)
     process = start(testbed, run, steps)
     processes = Processes(process.pid)
     early = rng.random() < 1 / 3
@@ -184,8 +182,7 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
             processes.stop()
             how = f"had no {kind} to kill after {START_LIMIT} s" if late else "ended before it was killed"
             raise typer.BadParameter(f"{run} {how}: see {run}.out; if it was done, give it more --steps.")
-        begun = segments(run) >= before  # the newest segment is of this start
-        if ready is None and (early or (begun and max(steps_since_start(run), default=0) >= wanted)):
+        if ready is None and (early or max(steps_of(run, segment), default=0) >= wanted):
             ready = time.monotonic()
         at = last_step(run)
         if ready is not None and time.monotonic() - ready >= after and processes.kill(kind):
@@ -204,7 +201,7 @@ def kill_once(testbed: Path, run: Path, steps: int, kind: str, rng: random.Rando
         "killed": kind,
         "seconds": round(killed - began, 1),
         "from": saved,  # the checkpoint that it was started from
-        "first": min(steps_since_start(run), default=None) if segments(run) >= before else None,
+        "first": min(steps_of(run, segment), default=None),
         "step": at,
         "checkpoint": checkpoint(run),
         "ended": ended,

@@ -190,6 +190,7 @@ def test_one_failed_request_costs_one_rollout(make, failure):
     metrics = run.step()
     assert metrics["prefix/missing_rollouts"] == 1
     assert metrics["prefix/evicted_groups"] == 0
+    assert all(line["uid"].startswith(f"{line['group']}_{line['session']}_") for line in logged(run))
     groups = [line["row_index"] for line in logged(run)]
     assert (groups.count(0), groups.count(1)) == (N - 1, N)
     assert run.workers.updates == 1

@@ -29,6 +29,7 @@ def test_columns_follow_the_order_of_the_keys():
         "prefix_len": torch.tensor([0, 2, 0]),
         "real": torch.tensor([True, True, False]),
         "row_index": [7, 8, 8],
+        "group": ["u", "u", "pad"],
         "session": [1, 0, 0],
         "demo_index": torch.tensor([-1, 1, 1]),
         "demo_len": torch.tensor([0, 9, 9]),
@@ -38,7 +39,6 @@ def test_columns_follow_the_order_of_the_keys():
         "advantages": [torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.25, 0.25]), torch.zeros(0)],
     }
     log = columns(
-        keys=["u_1_0", "u_0_0", "pad_0_0"],
         rows=[0, 1, 2],
         outputs=["ab", "cde", ""],
         response_ids=[[], [99, 100, 101], []],

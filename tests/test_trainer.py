@@ -43,6 +43,7 @@ KEYS = ["a_0_0", "a_1_0", "pad_0_0"]
 STEP_COLUMNS = {
     "keys": KEYS,
     "row_index": [7, 8, 8],
+    "group": ["a", "a", "pad"],
     "session": [0, 1, 0],
     "prefix_len": torch.tensor([2, 0, 0]),
     "real": torch.tensor([True, True, False]),

@@ -98,7 +98,6 @@ def _text_ends(
 
 def columns(
     *,
-    keys: Sequence[str],
     rows: Sequence[int],
     outputs: Sequence[str],
     response_ids: Sequence[list[int]],
@@ -113,8 +112,7 @@ def columns(
     limit), `trained` (False: dropped by the gate, or padding), `advantages` (`advantage_spans`).
 
     Args:
-        keys: `{uid}_{session}_{index}` of each rollout.
-        rows: its place in `step_columns`.
+        rows: each rollout's place in `step_columns`.
         outputs: its response as verl decoded it for the log.
         response_ids: its token ids; may be [] without a prefix and with one advantage throughout.
         step_columns: the trainer's per-row columns; `advantages` are (T,) a row, or empty.
@@ -122,10 +120,10 @@ def columns(
     """
     log: dict[str, list] = defaultdict(list)
     piece = functools.cache(lambda token: decode([token]))
-    for key, row, output, ids in zip(keys, rows, outputs, response_ids, strict=True):
+    for row, output, ids in zip(rows, outputs, response_ids, strict=True):
         length = int(step_columns["prefix_len"][row])
         real = bool(step_columns["real"][row])
-        log["group"].append(key.rsplit("_", 2)[0])
+        log["group"].append(step_columns["group"][row])
         log["session"].append(step_columns["session"][row])
         log["row_index"].append(step_columns["row_index"][row])
         log["role"].append((PREFIXED if length else ON_POLICY) if real else PADDING)

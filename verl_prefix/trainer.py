@@ -258,6 +258,7 @@ class PrefixTrainer(PPOTrainer):
         real = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
         extra = _as_list(data["extra_fields"])
         records = [fields[RECORD] for fields in extra]
+        names = [key.rsplit("_", 2) for key in batch.keys]  # {uid}_{session}_{index}
         fetched = {key: torch.tensor([record[key] for record in records]) for key in records[0]}
         return {
             **fetched,
@@ -266,7 +267,8 @@ class PrefixTrainer(PPOTrainer):
             "trained": real & trained,
             "keys": list(batch.keys),
             "row_index": _as_list(data["index"]),
-            "session": [int(key.rsplit("_", 2)[1]) for key in batch.keys],
+            "group": [uid for uid, _, _ in names],
+            "session": [int(session) for _, session, _ in names],
             "reward_info": [fields.get("reward_extra_info") or {} for fields in extra],
             # filled by `_estimate`; verl's own estimators have no entropy clip
             "clip_kept": torch.zeros(0, dtype=torch.bool),
@@ -416,7 +418,6 @@ class PrefixTrainer(PPOTrainer):
             for at, response in zip(needed, data["responses"].unbind(), strict=True):
                 response_ids[at] = response.tolist()
         return rollout_log.columns(
-            keys=keys,
             rows=rows,
             outputs=outputs,
             response_ids=response_ids,

@@ -73,9 +73,14 @@ def rows(results: list[dict[str, Any]], equal: int) -> list[dict[str, Any]]:
     return sorted(made, key=lambda row: -row["hard"])
 
 
+def methods_of(table: str) -> list[str]:
+    """Of one table of methods.yaml; the first is what the others are compared with."""
+    return yaml.safe_load(METHODS.read_text())["tables"][table]
+
+
 def of_table(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The runs of one table of methods.yaml; of what the others are compared with only the seeds that they have."""
-    first, *others = yaml.safe_load(METHODS.read_text())["tables"][name]
+    first, *others = methods_of(name)
     chosen = [result for result in results if result["method"] in others]
     seeds = {result["seed"] for result in chosen}
     return [r for r in results if r["method"] == first and (not seeds or r["seed"] in seeds)] + chosen
@@ -95,7 +100,7 @@ def fill(page: str, results: list[dict[str, Any]]) -> str:
         if found[2] in SEARCHES:
             return f"{found[1]}{SEARCHES[found[2]]().markdown()}\n{found[3]}"
         chosen, equal = of_table(results, found[2]), None
-        first = yaml.safe_load(METHODS.read_text())["tables"][found[2]][0]
+        first = methods_of(found[2])[0]
         if found[2] in GOALS and any(result["method"] == first for result in chosen):
             equal = tokens_until([result for result in chosen if result["method"] == first], GOALS[found[2]])
         return f"{found[1]}{markdown(chosen, equal, first)}\n{found[3]}"
